@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SparseRefine for Detectron2: full-resolution accuracy at a fraction of full-resolution cost."""
+
+from .config import add_sparse_refine_config
+from .meta_arch import SparseRefine
+from .modeling import EfficientNetLite, ModuleSegmentor
+from .refinement import Refinement
+
+__all__ = [
+    "EfficientNetLite",
+    "ModuleSegmentor",
+    "Refinement",
+    "SparseRefine",
+    "add_sparse_refine_config",
+]
+__version__ = "0.1.0"

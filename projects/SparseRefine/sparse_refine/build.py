@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to the parts of SparseRefine: the one place that reads MODEL.SPARSE_REFINE for them."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from .checkpoint import load_weights
+from .coarse import CoarsePass
+from .coarse_cache import CoarseCache
+from .ensembler import ENSEMBLER_REGISTRY
+from .extractor import EXTRACTOR_REGISTRY
+from .selector import SELECTOR_REGISTRY
+
+logger = logging.getLogger(__name__)
+
+
+def build_parts(cfg) -> dict:
+    """Keyword arguments of `SparseRefine`. See config.py for the keys.
+
+    Raises:
+        ValueError: an unknown name (listing the known ones), or an impossible value.
+    """
+    node = cfg.MODEL.SPARSE_REFINE
+    return {
+        "coarse": CoarsePass(
+            base=build_base(cfg),
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            scale=node.BASE.SCALE,
+            score_type=node.BASE.SCORE_TYPE,
+            interpolation=node.COARSE_INTERPOLATION,
+            cache=_build_cache(cfg),
+        ),
+        "selector": _get(SELECTOR_REGISTRY, "SELECTOR", node.SELECTOR.NAME)(cfg),
+        "extractor": _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.EXTRACTOR.NAME)(cfg),
+        "ensembler": _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg),
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        "output": node.OUTPUT,
+        "refined_weight": node.LOSS.REFINED_WEIGHT,
+        "fused_weight": node.LOSS.FUSED_WEIGHT,
+        "dice_weight": node.LOSS.DICE_WEIGHT,
+    }
+
+
+def build_base(cfg) -> nn.Module:
+    """The model to refine, with the weights of BASE.WEIGHTS where that is set."""
+    node = cfg.MODEL.SPARSE_REFINE.BASE
+    if node.META_ARCHITECTURE == "SparseRefine":
+        raise ValueError("MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE cannot be SparseRefine itself")
+    base = _get(META_ARCH_REGISTRY, "BASE", node.META_ARCHITECTURE, key="META_ARCHITECTURE")(cfg)
+    if node.WEIGHTS:
+        load_base_weights(base, node.WEIGHTS, node.WEIGHTS_PREFIX, cfg.MODEL.ALLOW_PICKLE)
+    return base
+
+
+def load_base_weights(
+    base: nn.Module, path: str, prefix: str = "", allow_pickle: bool = False
+) -> None:
+    """Load a base from its own checkpoint, every tensor of it.
+
+    Raises:
+        ValueError: tensors are missing or of another shape: the file, the names and both shapes.
+    """
+    state = {
+        name[len(prefix) :]: tensor
+        for name, tensor in load_weights(path, allow_pickle)["model"].items()
+        if name.startswith(prefix)
+    }
+    own = base.state_dict()
+    missing = [name for name in own if name not in state]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in state and tuple(state[name].shape) != tuple(tensor.shape)
+    ]
+    if missing or shapes:
+        faults = [*(f"{name} is missing" for name in missing), *shapes]
+        raise ValueError(
+            f"{path} does not fit the base {type(base).__name__}: {'; '.join(faults[:4])}"
+            f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check "
+            "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )
+    base.load_state_dict({name: state[name] for name in own})
+    logger.info(f"Base {type(base).__name__}: {len(own)} tensors from {path}")
+
+
+def _build_cache(cfg) -> CoarseCache | None:
+    node = cfg.MODEL.SPARSE_REFINE
+    if not node.COARSE_CACHE:
+        return None
+    # what the base's logits depend on besides the image and the weights
+    settings = (node.BASE.SCALE, node.BASE.SCORE_TYPE, cfg.INPUT.FORMAT)
+    settings += (*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD)
+    return CoarseCache(node.COARSE_CACHE, " ".join(map(str, settings)))
+
+
+def _get(registry, node: str, name: str, key: str = "NAME"):
+    if name not in registry:
+        known = sorted(registered for registered, _ in registry)
+        raise ValueError(
+            f"MODEL.SPARSE_REFINE.{node}.{key} is {name!r}, which is not registered. Known: "
+            f"{', '.join(known)}"
+        )
+    return registry.get(name)

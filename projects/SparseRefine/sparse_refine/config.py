@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where configuration keys are declared.
+
+Detectron2's own keys keep their meaning. `MODEL.SEM_SEG_HEAD.NUM_CLASSES` is the number of classes
+K of the base and of the refiner, `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` the label that is no class,
+`MODEL.PIXEL_MEAN` / `PIXEL_STD` / `INPUT.FORMAT` hold for both as well.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_sparse_refine_config(cfg: CN) -> None:
+    """Declare the keys of this project in `cfg`, in place, with the paper's values as defaults."""
+    # ---- images --------------------------------------------------------------------------------
+    # Share of an image's native resolution at which a DENSE model (one that is trained or evaluated
+    # by itself, not wrapped) sees it, > 0. SparseRefine itself always gets the native image.
+    cfg.INPUT.SCALE = 1.0
+    # Training: an image is resized by a factor drawn uniformly from [low, high], both > 0. The
+    # sides of the crop that follows are INPUT.CROP.SIZE, in pixels, where INPUT.CROP.ENABLED.
+    cfg.INPUT.RESIZE_RANGE = [0.5, 2.0]
+    # Training: a crop is drawn anew, up to ten times, while one class covers more of it than this
+    # share, 0..1 (the paper's recipe: 0.75; 1.0 turns it off).
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Training: random brightness, contrast, saturation and hue as in SSD.
+    cfg.INPUT.COLOR_AUG_SSD = False
+
+    # ---- optimisation --------------------------------------------------------------------------
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
+    # Factor on BASE_LR for parameters under a module called `backbone` (pretrained weights), >= 0.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Metric that decides which checkpoint is kept as model_best.pth ("" keeps none); higher is
+    # better. With two or more test sets prefix it by the data set's name, as Detectron2 does.
+    cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sparse_refine/mIoU"
+
+    # ---- evaluation ----------------------------------------------------------------------------
+    # Width of the band along the edges in which boundary IoU is counted, in pixels, >= 1.
+    cfg.TEST.BOUNDARY_DISTANCE = 5
+
+    # ---- the EfficientNet-Lite0 backbone (modeling/efficientnet_lite.py) -------------------------
+    cfg.MODEL.EFFICIENTNET_LITE = CN()
+    cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
+
+    # Convolution weights in torch's channels_last layout: the same numbers, on most machines faster.
+    cfg.MODEL.CHANNELS_LAST = False
+    # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
+    # holds, so only for files from a source that you trust.
+    cfg.MODEL.ALLOW_PICKLE = False
+
+    # ---- the method ----------------------------------------------------------------------------
+    cfg.MODEL.SPARSE_REFINE = node = CN()
+    # What inference returns: "logits", sem_seg (K,H,W) for any Detectron2 evaluator, or "labels",
+    # (H,W) without ever holding K x H x W, for large images.
+    node.OUTPUT = "logits"
+    # How coarse logits get to full resolution: "nearest" (the paper) or "bilinear".
+    node.COARSE_INTERPOLATION = "nearest"
+    # Training: folder that keeps the frozen base's coarse logits between epochs ("" for none). The
+    # base then sees images without augmentation, and INPUT.RESIZE_RANGE must be [1.0, 1.0].
+    node.COARSE_CACHE = ""
+
+    # The frozen model that is refined.
+    node.BASE = CN()
+    node.BASE.META_ARCHITECTURE = "SemanticSegmentor"  # a name in Detectron2's META_ARCH_REGISTRY
+    # Its own checkpoint: .pth, .safetensors, or .pkl with MODEL.ALLOW_PICKLE. "" leaves it to
+    # MODEL.WEIGHTS, a checkpoint of the whole model.
+    node.BASE.WEIGHTS = ""
+    # Only entries that begin with this are read from that file, and it is taken off their names.
+    node.BASE.WEIGHTS_PREFIX = ""
+    node.BASE.SCALE = 0.5  # low resolution over full resolution, a side, 0 < scale <= 1
+    # What its sem_seg holds: "logits"; "probabilities"; or "scores", non-negative numbers that need
+    # not sum to 1 (Mask2Former).
+    node.BASE.SCORE_TYPE = "logits"
+
+    # Which pixels are refined.
+    node.SELECTOR = CN()
+    node.SELECTOR.NAME = "EntropySelector"  # EntropySelector, BudgetSelector or MarginSelector
+    # EntropySelector: entropy in nats, 0..ln K, above which a pixel is refined. MarginSelector:
+    # difference of the two largest probabilities, 0..1, below which it is.
+    node.SELECTOR.THRESHOLD = 0.3
+    # BudgetSelector: the share 0..1 of an image's pixels to refine, the most uncertain first; or,
+    # where COUNT is not -1, their number (an image that has fewer gives all).
+    node.SELECTOR.FRACTION = 0.1
+    node.SELECTOR.COUNT = -1
+
+    # The sparse network that looks at them.
+    node.EXTRACTOR = CN()
+    node.EXTRACTOR.NAME = "SparseUNetExtractor"
+    # What it reads at a pixel, any of: "rgb" (3, normalised by PIXEL_MEAN and PIXEL_STD),
+    # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).
+    node.EXTRACTOR.FEATURES = ["rgb"]
+    node.EXTRACTOR.PRESET = "base"  # paper, base, small, or custom: CHANNELS and BLOCKS below
+    node.EXTRACTOR.CHANNELS = [32, 64, 128, 256]  # a level, full resolution first (custom only)
+    node.EXTRACTOR.BLOCKS = 1  # residual blocks a level, down and up (custom only)
+    node.EXTRACTOR.NORM = "BN"  # BN, or SyncBN: statistics over all processes
+    # Where a stride-2 convolution puts its output: "floor" (MinkowskiEngine's way, fewest sites) or
+    # "reach" (the paper's release; needed for refiners trained with it).
+    node.EXTRACTOR.DOWNSAMPLE_SITES = "floor"
+    # Sparse engine: "torch", "minkowski", or "auto": minkowski on a CUDA device where it is
+    # installed, else torch. Weights do not depend on it.
+    node.EXTRACTOR.BACKEND = "auto"
+
+    # How both predictions become one.
+    node.ENSEMBLER = CN()
+    node.ENSEMBLER.NAME = "GatedEnsembler"  # GatedEnsembler or EntropyEnsembler
+    node.ENSEMBLER.HIDDEN = 64  # width of the gate and of the head after it (GatedEnsembler)
+
+    # Losses, on selected pixels with a valid label. A weight of 0 leaves a term out.
+    node.LOSS = CN()
+    node.LOSS.REFINED_WEIGHT = 1.0  # cross-entropy of the refined logits
+    node.LOSS.FUSED_WEIGHT = 1.0  # cross-entropy of the fused logits
+    node.LOSS.DICE_WEIGHT = 0.0  # soft Dice of the fused probabilities

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets, reading and the mapper. Importing this registers the built-in datasets."""
+
+from .datasets import register_builtin, register_image_label_folder
+from .loader import build_test_loader, build_train_loader
+from .mapper import SegmentationMapper
+from .reading import check_labels, check_same_size, read_image, read_labels
+
+__all__ = [
+    "SegmentationMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "check_labels",
+    "check_same_size",
+    "read_image",
+    "read_labels",
+    "register_builtin",
+    "register_image_label_folder",
+]
+
+register_builtin()

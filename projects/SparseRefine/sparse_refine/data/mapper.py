@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a dataset dict to a model's input, for dense models and for SparseRefine alike.
+
+Training of a dense model gives a crop at the model's own resolution. Training of SparseRefine gives
+a full-resolution crop and the WHOLE image at low resolution (the context): the frozen base must see
+at training what it sees at inference, its errors on small crops would be other ones.
+
+An image of 8 megapixels is never resized as a whole in training: the crop's box is resampled from
+the native pixels straight to the crop's size.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from PIL import Image
+
+from ..coarse import low_size
+from .reading import check_labels, check_same_size, read_image, read_labels
+
+
+class SegmentationMapper:
+    """Callable on a Detectron2 dataset dict.
+
+    Training returns "image" uint8 (3,Hc,Wc) and "sem_seg" int64 (Hc,Wc); where `context_scale` is
+    given also "context" uint8 (3,h,w), "context_flip" (the context has NOT been flipped, the crop
+    has) and "crop" (top, left, H, W), the crop's place in the augmented image of H x W.
+    Inference returns "image" uint8 (3,H,W) at `scale`, and the native "height" and "width".
+
+    Args:
+        is_train: augment and return labels.
+        num_classes, ignore_label: labels must be 0..K-1 or `ignore_label`.
+        image_format: "RGB" or "BGR".
+        scale: share of native resolution at which the model sees the image, > 0.
+        context_scale: low over full resolution of the context, or None for a dense model.
+        plain_context: leave flip and colour off the context (its logits are cached on disk).
+        resize_range: factors (low, high), drawn uniformly.
+        crop_size: (height, width) in pixels, or None for the whole image. Images smaller than it
+            stay as they are.
+        single_category_max_area: a crop is drawn anew, up to ten times, while one class covers more.
+        flip: horizontally, half of the time.
+        color_aug: SSD's photometric distortion.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        num_classes: int,
+        ignore_label: int,
+        image_format: str = "RGB",
+        scale: float = 1.0,
+        context_scale: float | None = None,
+        plain_context: bool = False,
+        resize_range: tuple[float, float] = (1.0, 1.0),
+        crop_size: tuple[int, int] | None = None,
+        single_category_max_area: float = 1.0,
+        flip: bool = False,
+        color_aug: bool = False,
+    ):
+        self.is_train = is_train
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.image_format = image_format
+        self.scale = scale
+        self.context_scale = context_scale
+        self.plain_context = plain_context
+        self.resize_range = tuple(resize_range)
+        self.crop_size = crop_size
+        self.single_category_max_area = single_category_max_area
+        self.flip = flip
+        self.color_aug = ColorAugSSDTransform(image_format) if color_aug else None
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
+        node = cfg.MODEL.SPARSE_REFINE
+        low, high = cfg.INPUT.RESIZE_RANGE
+        if not 0 < low <= high:
+            raise ValueError(f"INPUT.RESIZE_RANGE is [{low}, {high}]: it must be 0 < low <= high")
+        if not cfg.INPUT.SCALE > 0:
+            raise ValueError(f"INPUT.SCALE is {cfg.INPUT.SCALE}: it must be above 0")
+        if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ValueError(
+                f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: 'horizontal' or 'none'"
+            )
+        cached = refine and bool(node.COARSE_CACHE)
+        if cached and (low, high) != (1.0, 1.0):
+            raise ValueError(
+                "MODEL.SPARSE_REFINE.COARSE_CACHE keeps logits of images without augmentation: "
+                f"set INPUT.RESIZE_RANGE to [1.0, 1.0] (it is [{low}, {high}])"
+            )
+        crop = cfg.INPUT.CROP
+        if crop.ENABLED and (crop.TYPE != "absolute" or min(crop.SIZE) < 1):
+            raise ValueError(
+                f"INPUT.CROP.TYPE is {crop.TYPE!r} and SIZE {list(crop.SIZE)}: this project crops "
+                "with TYPE 'absolute' and a SIZE in pixels"
+            )
+        return {
+            "is_train": is_train,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "image_format": cfg.INPUT.FORMAT,
+            "scale": 1.0 if refine else cfg.INPUT.SCALE,
+            "context_scale": node.BASE.SCALE if refine else None,
+            "plain_context": cached,
+            "resize_range": (low, high),
+            "crop_size": tuple(int(side) for side in crop.SIZE) if crop.ENABLED else None,
+            "single_category_max_area": crop.SINGLE_CATEGORY_MAX_AREA,
+            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+            "color_aug": cfg.INPUT.COLOR_AUG_SSD,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        dataset_dict = copy.copy(dataset_dict)
+        image = read_image(dataset_dict["file_name"], format=self.image_format)
+        if self.is_train:
+            with _seeded(dataset_dict.pop("seed", None)):
+                return self._training_input(dataset_dict, image)
+        dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
+        size = low_size(image.shape[:2], self.scale)
+        dataset_dict["image"] = _to_tensor(_resample(image, size))
+        return dataset_dict
+
+    def _training_input(self, dataset_dict: dict, image: np.ndarray) -> dict:
+        labels = read_labels(dataset_dict["sem_seg_file_name"])
+        check_same_size(
+            image, labels, dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
+        )
+        check_labels(
+            labels, self.num_classes, self.ignore_label, dataset_dict["sem_seg_file_name"]
+        )
+        factor = self.scale * np.random.uniform(*self.resize_range)
+        full = low_size(image.shape[:2], factor)
+        window, target = self._draw_crop(labels, full)
+        top, left, height, width = window
+        zoom_y, zoom_x = image.shape[0] / full[0], image.shape[1] / full[1]
+        box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
+        crop = _resample(image, (height, width), box)
+        context = None
+        if self.context_scale is not None:
+            context = _resample(image, low_size(full, self.context_scale))
+
+        flip = self.flip and np.random.rand() < 0.5
+        if flip:
+            crop, target = crop[:, ::-1], target[:, ::-1]
+            left = full[1] - left - width
+        if self.color_aug is not None:
+            augmented = [crop] if context is None or self.plain_context else [crop, context]
+            augmented = _recolor(self.color_aug, augmented)
+            crop = augmented[0]
+            context = augmented[1] if len(augmented) == 2 else context
+        if context is not None:
+            if flip and not self.plain_context:
+                context = context[:, ::-1]
+            dataset_dict["context"] = _to_tensor(context)
+            dataset_dict["context_flip"] = flip and self.plain_context
+            dataset_dict["crop"] = (top, left, *full)
+        dataset_dict["image"] = _to_tensor(crop)
+        dataset_dict["sem_seg"] = torch.from_numpy(target.astype(np.int64))
+        dataset_dict["height"], dataset_dict["width"] = height, width
+        return dataset_dict
+
+    def _draw_crop(self, labels: np.ndarray, full: tuple[int, int]):
+        """A window (top, left, height, width) of the image resized to `full`, and its labels."""
+        size = self.crop_size or full
+        height, width = min(size[0], full[0]), min(size[1], full[1])
+        for _ in range(10):
+            top = np.random.randint(full[0] - height + 1)
+            left = np.random.randint(full[1] - width + 1)
+            # pixel centres of the resized image, in native pixels: nearest neighbour
+            rows = ((np.arange(top, top + height) + 0.5) * labels.shape[0] / full[0]).astype(int)
+            columns = ((np.arange(left, left + width) + 0.5) * labels.shape[1] / full[1]).astype(
+                int
+            )
+            target = labels[rows][:, columns]
+            if self.single_category_max_area >= 1:
+                break
+            counts = np.unique(target[target != self.ignore_label], return_counts=True)[1]
+            if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
+                break
+        return (top, left, height, width), target
+
+
+def _resample(image: np.ndarray, size: tuple[int, int], box=None) -> np.ndarray:
+    """Antialiased bilinear resize of (H,W,3) uint8, of a float `box` (x0,y0,x1,y1) where given."""
+    if box is None and tuple(size) == image.shape[:2]:
+        return image
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.BILINEAR, box=box)
+    return np.asarray(resized)
+
+
+def _recolor(transform: ColorAugSSDTransform, images: list[np.ndarray]) -> list[np.ndarray]:
+    """One draw of a pixelwise colour transform on images of different sizes."""
+    sizes = np.cumsum([image.shape[0] * image.shape[1] for image in images])[:-1]
+    pixels = np.concatenate([image.reshape(-1, 1, 3) for image in images])
+    parts = np.split(transform.apply_image(pixels), sizes)
+    return [part.reshape(image.shape) for part, image in zip(parts, images)]
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+@contextmanager
+def _seeded(seed: int | None):
+    """Python's and numpy's generators at `seed` inside the block, and as they were after it.
+
+    Detectron2's and fvcore's transforms draw from them; a seed for each sample makes augmentation
+    the same for any number of workers or processes and after a resume.
+    """
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: Detectron2's DefaultTrainer with what this project adds to it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import weakref
+from collections import OrderedDict
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import (
+    DatasetEvaluators,
+    SemSegEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
+from .config import add_sparse_refine_config
+from .data import build_test_loader, build_train_loader
+from .evaluation import CityscapesSemSegEvaluator, SparseRefineEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class CPUAutocastTrainer(SimpleTrainer):
+    """SOLVER.AMP on the CPU: bfloat16, which needs no loss scaling (Detectron2's wants CUDA)."""
+
+    def run_step(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            super().run_step()
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates dense models and SparseRefine from one config.
+
+    Beyond DefaultTrainer: runs on CPUs too, in several processes and in mixed precision; data of a
+    resumed run go on where they stopped; checkpoints are written whole or not at all, and the best
+    one is kept.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        TrainerBase.__init__(self)  # DefaultTrainer.__init__ wraps CPU modules in a way DDP refuses
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_datasets(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        on_gpu = next(model.parameters()).is_cuda
+        options = {} if on_gpu else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **options)
+        if not cfg.SOLVER.AMP.ENABLED:
+            kind = SimpleTrainer
+        else:
+            kind = AMPTrainer if on_gpu else CPUAutocastTrainer
+        self._trainer = kind(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        stream = self._trainer.data_loader.batch_sampler.sampler
+        stream.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+
+    def build_hooks(self) -> list:
+        ret = super().build_hooks()
+        metric = self.cfg.SOLVER.BEST_CHECKPOINT_METRIC
+        if metric and self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
+            # after the evaluation, before the writers
+            index = next(i for i, hook in enumerate(ret) if isinstance(hook, hooks.EvalHook)) + 1
+            saver = _UntaggedSaver(self.checkpointer)
+            ret.insert(index, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, saver, metric))
+        return ret
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        model = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            lr_factor_func=lambda name: (
+                cfg.SOLVER.BACKBONE_MULTIPLIER if "backbone" in name else 1.0
+            ),
+        )
+        if cfg.SOLVER.OPTIMIZER == "ADAMW":
+            optimizer = functools.partial(torch.optim.AdamW, lr=cfg.SOLVER.BASE_LR)
+        elif cfg.SOLVER.OPTIMIZER == "SGD":
+            optimizer = functools.partial(
+                torch.optim.SGD,
+                lr=cfg.SOLVER.BASE_LR,
+                momentum=cfg.SOLVER.MOMENTUM,
+                nesterov=cfg.SOLVER.NESTEROV,
+            )
+        else:
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: one of 'ADAMW', 'SGD'"
+            )
+        return maybe_add_gradient_clipping(cfg, optimizer(params))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
+        """By the dataset's `evaluator_type`: this project's evaluator, and Detectron2's beside it.
+
+        SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes on
+        from the records of an interrupted evaluation of the same weights (`tag`); only this
+        project's evaluator can do that, so the others stay out.
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        if kind not in ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg"):
+            raise ValueError(
+                f"dataset {dataset_name!r} has evaluator_type {kind!r}: this project evaluates "
+                "semantic segmentation ('sem_seg', 'cityscapes_sem_seg')"
+            )
+        ours = SparseRefineEvaluator(
+            dataset_name,
+            folder,
+            boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
+            resume=resume,
+            tag=tag,
+        )
+        refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
+        if resume or (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
+            beside = []
+        else:
+            beside = [SemSegEvaluator(dataset_name, output_dir=folder)]
+        if kind == "cityscapes_sem_seg" and not resume:
+            beside = [CityscapesSemSegEvaluator(dataset_name)]
+        return ours, DatasetEvaluators([*beside, ours])
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, resume: bool = False) -> OrderedDict:
+        """Evaluate on every set of cfg.DATASETS.TEST; one set's results stand alone, several are
+        keyed by the set's name, as in DefaultTrainer. `resume`: see `build_evaluator`."""
+        check_datasets(cfg)
+        tag = state_digest(model.state_dict())
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            ours, evaluators = cls.build_evaluator(cfg, name, resume=resume, tag=tag)
+            ours.watch(model)
+            loader = build_test_loader(cfg, name, keep=ours.remaining)
+            results[name] = inference_on_dataset(model, loader, evaluators) or {}
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        if len(results) == 1:
+            return next(iter(results.values()))
+        return results
+
+
+def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
+    """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
+
+    MODEL.DEVICE becomes "cpu" where there is no CUDA device.
+    """
+    cfg = get_cfg()
+    add_sparse_refine_config(cfg)
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(list(opts))
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def load_model(cfg: CfgNode) -> torch.nn.Module:
+    """The config's model with MODEL.WEIGHTS, in eval mode.
+
+    MODEL.WEIGHTS must hold every tensor of it, but for the base's where BASE.WEIGHTS gave them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `SafeCheckpointer`.
+    """
+    model = Trainer.build_model(cfg)
+    refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
+    own_base = refine and cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
+    SafeCheckpointer(
+        model,
+        allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+        may_miss=("coarse.base.",) if own_base else (),
+    ).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+class _UntaggedSaver:
+    """What BestCheckpointer saves through: `--resume` goes on from the last checkpoint instead."""
+
+    def __init__(self, checkpointer: SafeCheckpointer):
+        self._checkpointer = checkpointer
+
+    def save(self, name: str, **kwargs) -> None:
+        self._checkpointer.save(name, tag=False, **kwargs)
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Hold every data set of the config against its class count and ignore value, before work.
+
+    Raises:
+        KeyError: a name that is not registered.
+        ValueError: class counts or ignore values differ, with both numbers.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog:
+            raise KeyError(
+                f"DATASETS: {name!r} is not registered. Known: {', '.join(DatasetCatalog.list())}"
+            )
+        metadata = MetadataCatalog.get(name)
+        classes = len(metadata.get("stuff_classes", ()))
+        if classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            raise ValueError(
+                f"data set {name!r} has {classes} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+                f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
+            )
+        ignore = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        if ignore != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
+            raise ValueError(
+                f"data set {name!r} ignores label {ignore} but MODEL.SEM_SEG_HEAD.IGNORE_VALUE is "
+                f"{cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}"
+            )

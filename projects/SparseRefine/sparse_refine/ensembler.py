@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the coarse and the refined prediction of a pixel become one (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from fvcore.common.registry import Registry
+from torch import nn
+
+from .selector import entropy
+
+ENSEMBLER_REGISTRY = Registry("SPARSE_REFINE_ENSEMBLER")
+ENSEMBLER_REGISTRY.__doc__ = """
+Ensemblers, by the name in MODEL.SPARSE_REFINE.ENSEMBLER.NAME. A class is built with (cfg) and
+called as `ensembler(coarse, refined)`: logits (P,K) twice -> logits (P,K).
+"""
+
+
+@ENSEMBLER_REGISTRY.register()
+class GatedEnsembler(nn.Module):
+    """A small gate weighs both logits by both distributions and entropies; a small head follows.
+
+    x = [p1, e1, p2, e2] (2K+2) -> Linear -> ReLU -> Linear 2 -> softmax w; y = w1 l1 + w2 l2;
+    Linear -> ReLU -> Linear K. Index 1 is the coarse, 2 the refined prediction.
+    """
+
+    @configurable
+    def __init__(self, *, num_classes: int, hidden: int = 64):
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Linear(2 * num_classes + 2, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2)
+        )
+        self.head = nn.Sequential(
+            nn.Linear(num_classes, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes)
+        )
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden": cfg.MODEL.SPARSE_REFINE.ENSEMBLER.HIDDEN,
+        }
+
+    def forward(self, coarse: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        evidence = [
+            coarse.softmax(1),
+            entropy(coarse, dim=1)[:, None],
+            refined.softmax(1),
+            entropy(refined, dim=1)[:, None],
+        ]
+        weights = self.gate(torch.cat(evidence, dim=1)).softmax(1)
+        return self.head(weights[:, :1] * coarse + weights[:, 1:] * refined)
+
+
+@ENSEMBLER_REGISTRY.register()
+class EntropyEnsembler(nn.Module):
+    """The more certain of the two; the coarse one where they are equally so. No parameters."""
+
+    def __init__(self, cfg=None):
+        super().__init__()
+
+    def forward(self, coarse: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        better = entropy(refined, dim=1) < entropy(coarse, dim=1)
+        return torch.where(better[:, None], refined, coarse)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sparse feature extractor: what the selected pixels look like at full resolution (section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.config import configurable
+from fvcore.common.registry import Registry
+from torch import nn
+
+from .selector import entropy
+from .sparse import BACKENDS, PRESETS, SparseUNet, build_grid
+
+EXTRACTOR_REGISTRY = Registry("SPARSE_REFINE_EXTRACTOR")
+EXTRACTOR_REGISTRY.__doc__ = """
+Extractors, by the name in MODEL.SPARSE_REFINE.EXTRACTOR.NAME. A class is built with (cfg) and called
+as `extractor(rgb, coarse, sites, sizes)`, see `SparseUNetExtractor.forward`.
+"""
+
+
+def feature_channels(features: list[str] | tuple[str, ...], num_classes: int) -> int:
+    """Input channels that named features make together.
+
+    Raises:
+        ValueError: an unknown name, one given twice, or none.
+    """
+    channels = {"rgb": 3, "probabilities": num_classes, "entropy": 1, "position": 2}
+    if not features or len(set(features)) != len(features) or set(features) - set(channels):
+        raise ValueError(
+            f"MODEL.SPARSE_REFINE.EXTRACTOR.FEATURES is {list(features)}: one or more, each once, "
+            f"of {list(channels)}"
+        )
+    return sum(channels[name] for name in features)
+
+
+def site_features(
+    names: list[str] | tuple[str, ...],
+    rgb: torch.Tensor,
+    coarse: torch.Tensor,
+    position: torch.Tensor,
+) -> torch.Tensor:
+    """Named features side by side, in the order of their names -> float (P,C).
+
+    Args:
+        rgb: (P,3) normalised full-resolution pixels.
+        coarse: (P,K) coarse logits.
+        position: (P,2) (y, x) in the whole image, -1..1.
+    """
+    values = []
+    for name in names:
+        if name == "rgb":
+            values.append(rgb)
+        elif name == "probabilities":
+            values.append(coarse.softmax(1))
+        elif name == "entropy":  # over ln K: 0..1 whatever K
+            scale = math.log(max(2, coarse.shape[1]))
+            values.append(entropy(coarse, dim=1)[:, None] / scale)
+        else:
+            values.append(position)
+    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+
+@EXTRACTOR_REGISTRY.register()
+class SparseUNetExtractor(nn.Module):
+    """Sparse residual UNet over the selected pixels, then a linear classifier.
+
+    Args:
+        num_classes: K.
+        features: names of input features, see `site_features`.
+        channels, blocks: of the UNet.
+        norm: "BN" or "SyncBN".
+        downsample: "floor" or "reach", see `sparse.Pyramid`.
+        backend: "auto", "torch" or "minkowski".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        features: list[str] | tuple[str, ...] = ("rgb",),
+        channels: list[int] | tuple[int, ...] = PRESETS["base"][0],
+        blocks: int = PRESETS["base"][1],
+        norm: str = "BN",
+        downsample: str = "floor",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND is {backend!r}: one of {BACKENDS}"
+            )
+        if downsample not in ("floor", "reach"):
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.EXTRACTOR.DOWNSAMPLE_SITES is {downsample!r}: "
+                "one of ('floor', 'reach')"
+            )
+        self.features = tuple(features)
+        self.downsample = downsample
+        self.backend = backend
+        self.unet = SparseUNet(feature_channels(features, num_classes), channels, blocks, norm)
+        self.classifier = nn.Linear(channels[0], num_classes)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+        if node.PRESET == "custom":
+            channels, blocks = tuple(node.CHANNELS), node.BLOCKS
+        elif node.PRESET in PRESETS:
+            channels, blocks = PRESETS[node.PRESET]
+        else:
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.EXTRACTOR.PRESET is {node.PRESET!r}: one of "
+                f"{[*PRESETS, 'custom']}"
+            )
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "features": tuple(node.FEATURES),
+            "channels": channels,
+            "blocks": blocks,
+            "norm": node.NORM,
+            "downsample": node.DOWNSAMPLE_SITES,
+            "backend": node.BACKEND,
+        }
+
+    def forward(
+        self,
+        rgb: torch.Tensor,
+        coarse: torch.Tensor,
+        position: torch.Tensor,
+        sites: torch.Tensor,
+        sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Refined logits (P,K) of the selected pixels of a batch.
+
+        Args:
+            rgb (P,3), coarse (P,K), position (P,2): see `site_features`.
+            sites: (P,3) int64 (image, y, x), unique, raster order in each image.
+            sizes: (H,W) of each image.
+        """
+        features = site_features(self.features, rgb, coarse, position)
+        grid = build_grid(self.backend, sites, sizes, self.unet.levels, self.downsample)
+        return self.classifier(self.unet(features, grid)).float()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Active sites of a batch of images at every level of a UNet, and where they lie in memory.
+
+An image is a bounded grid, so no hash table is needed: a level's images are stacked into one tall
+canvas with a border of one empty pixel around each, and a dense map from canvas positions to rows
+of the feature matrix answers every "who is my neighbour" by one read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Level:
+    """Sites of one resolution.
+
+    `sites` (P,3) int64 (image, y, x); `flat` (P,) int64 positions in the canvas, ascending;
+    `index` (canvas,) int32: a position's row, or P where it holds no site.
+    """
+
+    def __init__(self, sites: torch.Tensor, sizes: list[tuple[int, int]]):
+        self.sizes = sizes
+        self.sites = sites
+        self.width = max((width for _, width in sizes), default=0) + 2
+        heights = torch.tensor(
+            [height + 2 for height, _ in sizes], dtype=torch.int64, device=sites.device
+        )
+        self.offsets = (heights.cumsum(0) - heights) * self.width
+        self.flat = self.position(sites[:, 0], sites[:, 1], sites[:, 2])
+        self.canvas = int(heights.sum()) * self.width
+        self._index = None
+
+    @property
+    def count(self) -> int:
+        return len(self.sites)
+
+    @property
+    def index(self) -> torch.Tensor:
+        if self._index is None:
+            index = torch.full(
+                (self.canvas,), self.count, dtype=torch.int32, device=self.sites.device
+            )
+            index[self.flat] = torch.arange(
+                self.count, dtype=torch.int32, device=self.sites.device
+            )
+            self._index = index
+        return self._index
+
+    def position(self, image: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Canvas positions; y and x may be one pixel outside of the image, on its empty border."""
+        return self.offsets[image] + (y + 1) * self.width + (x + 1)
+
+
+class Pyramid:
+    """Levels of sites, each half the resolution of the one before.
+
+    Args:
+        sites: (P,3) int64, unique (image, y, x) in raster order of each image.
+        sizes: (H,W) of each image.
+        levels: how many, the full resolution included.
+        downsample: where a stride-2 convolution puts its output sites.
+            "floor": MinkowskiEngine's, the unique floor(site / 2), window -1..1 around 2 o.
+            "reach": the paper's release's (TorchSparse 2.1, padding 0), each o with 0 <= o <=
+            (largest coordinate of the image - 2) // 2 whose window 2 o .. 2 o + 2 holds a site.
+
+    `window` is the first offset of that window: -1 or 0.
+
+    Raises:
+        ValueError: an unknown `downsample`, or sites that are not (P,3).
+    """
+
+    def __init__(
+        self,
+        sites: torch.Tensor,
+        sizes: list[tuple[int, int]],
+        levels: int,
+        downsample: str = "floor",
+    ):
+        if downsample not in ("floor", "reach"):
+            raise ValueError(
+                "MODEL.SPARSE_REFINE.EXTRACTOR.DOWNSAMPLE_SITES is "
+                f"{downsample!r}: one of ('floor', 'reach')"
+            )
+        if sites.dim() != 2 or sites.shape[1] != 3:
+            raise ValueError(f"sites are {tuple(sites.shape)}: (P,3) of (image, y, x) are needed")
+        self.downsample = downsample
+        self.window = -1 if downsample == "floor" else 0
+        self.levels = [Level(sites, sizes)]
+        for _ in range(levels - 1):
+            self.levels.append(self._coarser(self.levels[-1]))
+
+    def _coarser(self, fine: Level) -> Level:
+        sizes = [((height + 1) // 2, (width + 1) // 2) for height, width in fine.sizes]
+        image, y, x = fine.sites.unbind(1)
+        coarse = Level(fine.sites[:0], sizes)
+        occupied = torch.zeros(coarse.canvas, dtype=torch.bool, device=fine.sites.device)
+        if self.downsample == "floor":
+            occupied[coarse.position(image, y // 2, x // 2)] = True
+        else:
+            last_y, last_x = (self._last(image, axis, len(sizes)) for axis in (y, x))
+            for out_y in (y // 2, (y - 1) // 2):
+                for out_x in (x // 2, (x - 1) // 2):
+                    inside = (out_y >= 0) & (out_y <= last_y) & (out_x >= 0) & (out_x <= last_x)
+                    position = coarse.position(image, out_y, out_x)
+                    occupied[position[inside]] = True
+        flat = occupied.nonzero()[:, 0]
+        image = torch.bucketize(flat, coarse.offsets, right=True) - 1
+        rest = flat - coarse.offsets[image]
+        y, x = rest // coarse.width - 1, rest % coarse.width - 1
+        return Level(torch.stack([image, y, x], dim=1), sizes)
+
+    @staticmethod
+    def _last(image: torch.Tensor, axis: torch.Tensor, images: int) -> torch.Tensor:
+        """For each site the largest output coordinate of its image along an axis."""
+        largest = torch.full((images,), -1, dtype=axis.dtype, device=axis.device)
+        largest.scatter_reduce_(0, image, axis, "amax")
+        return ((largest - 2) // 2)[image]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of a site by name, and the extractor as a whole."""
+
+import math
+
+import pytest
+import torch
+from sparse_refine.extractor import SparseUNetExtractor, feature_channels, site_features
+
+LN3 = math.log(3)
+
+RGB = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 0.0]])
+COARSE = torch.tensor([[LN3, 0.0], [0.0, 0.0]])  # (3/4, 1/4) and (1/2, 1/2)
+POSITION = torch.tensor([[-0.5, 0.75], [1.0, -1.0]])
+
+BY_NAME = {
+    "rgb": [[0.5, -1.0, 2.0], [0.0, 0.25, 0.0]],
+    "probabilities": [[0.75, 0.25], [0.5, 0.5]],
+    "entropy": [[0.562335 / 0.693147], [1.0]],  # over ln 2
+    "position": [[-0.5, 0.75], [1.0, -1.0]],
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[[name] for name in BY_NAME],
+        ["rgb", "probabilities"],
+        ["position", "entropy", "rgb"],
+        ["rgb", "probabilities", "entropy", "position"],
+    ],
+    ids="+".join,
+)
+def test_features_by_hand(names):
+    features = site_features(names, RGB, COARSE, POSITION)
+    expected = [sum((BY_NAME[name][site] for name in names), []) for site in (0, 1)]
+    assert features.tolist() == [pytest.approx(row, abs=1e-5) for row in expected]
+    assert feature_channels(names, num_classes=2) == features.shape[1]
+
+
+def test_entropy_feature_of_a_single_class():
+    features = site_features(["entropy"], RGB, torch.zeros(2, 1), POSITION)
+    assert features.tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("names", [[], ["rgb", "rgb"], ["colour"], ["rgb", "Entropy"]])
+def test_bad_names(names):
+    with pytest.raises(ValueError, match=r"EXTRACTOR.FEATURES is .*'rgb', 'probabilities'") as error:
+        SparseUNetExtractor(num_classes=3, features=names)
+    assert str(list(names)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "preset, millions", [("paper", 79.33), ("base", None), ("small", None)]
+)
+def test_presets(make_cfg, preset, millions):
+    cfg = make_cfg("MODEL.SPARSE_REFINE.EXTRACTOR.PRESET", preset)
+    with torch.device("meta"):
+        extractor = SparseUNetExtractor(cfg)
+    if millions is not None:
+        count = sum(parameter.numel() for parameter in extractor.unet.parameters())
+        assert round(count / 1e6, 2) == millions
+    assert extractor.classifier.out_features == 3
+
+
+def sites_of(*images):
+    """(P,3) sites from one boolean mask an image, and the masks' sizes."""
+    parts = [
+        torch.cat([torch.full((int(mask.sum()), 1), i), mask.nonzero()], dim=1)
+        for i, mask in enumerate(images)
+    ]
+    return torch.cat(parts), [tuple(mask.shape) for mask in images]
+
+
+def arguments(sites, sizes, classes=3):
+    count = len(sites)
+    return torch.randn(count, 3), torch.randn(count, classes), torch.randn(count, 2), sites, sizes
+
+
+@pytest.fixture
+def extractor():
+    return SparseUNetExtractor(
+        num_classes=3,
+        features=("rgb", "probabilities", "position"),
+        channels=(4, 8, 8),
+        blocks=1,
+        backend="torch",
+    ).eval()
+
+
+def test_images_of_a_batch_do_not_see_each_other(extractor):
+    masks = [torch.rand(9, 7) < 0.4, torch.rand(4, 12) < 0.6, torch.zeros(3, 3) > 0]
+    sites, sizes = sites_of(*masks)
+    rgb, coarse, position, *_ = arguments(sites, sizes)
+    together = extractor(rgb, coarse, position, sites, sizes)
+    assert together.shape == (len(sites), 3)
+    for i, mask in enumerate(masks):
+        of_image = sites[:, 0] == i
+        alone = extractor(
+            rgb[of_image], coarse[of_image], position[of_image], *sites_of(mask)
+        )
+        assert torch.allclose(together[of_image], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_sites(count, norm, training):
+    module = SparseUNetExtractor(num_classes=3, channels=(4, 8), norm=norm, backend="torch")
+    module.train(training)
+    statistics = {n: b.clone() for n, b in module.named_buffers() if "running" in n}
+    mask = torch.zeros(5, 6, dtype=torch.bool)
+    mask.view(-1)[[7, 22][:count]] = True
+    logits = module(*arguments(*sites_of(mask)))
+    assert logits.shape == (count, 3) and logits.isfinite().all()
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    after = dict(module.named_buffers())
+    assert all(after[name].isfinite().all() for name in statistics)
+    if count < 2:  # there is no variance to learn from
+        assert all(torch.equal(after[name], before) for name, before in statistics.items())
+
+
+def test_logits_are_single_precision_under_autocast(extractor):
+    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = extractor(*given)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, extractor(*given), atol=0.1, rtol=0.1)
