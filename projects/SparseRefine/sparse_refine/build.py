@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
@@ -25,6 +26,7 @@ def build_parts(cfg) -> dict:
         ValueError: an unknown name (listing the known ones), or an impossible value.
     """
     node = cfg.MODEL.SPARSE_REFINE
+    _check(cfg)
     return {
         "coarse": CoarsePass(
             base=build_base(cfg),
@@ -67,7 +69,7 @@ def load_base_weights(
         ValueError: tensors are missing or of another shape: the file, the names and both shapes.
     """
     state = {
-        name[len(prefix) :]: tensor
+        name[len(prefix) :]: torch.as_tensor(tensor)  # Detectron2's .pkl files hold numpy arrays
         for name, tensor in load_weights(path, allow_pickle)["model"].items()
         if name.startswith(prefix)
     }
@@ -87,6 +89,27 @@ def load_base_weights(
         )
     base.load_state_dict({name: state[name] for name in own})
     logger.info(f"Base {type(base).__name__}: {len(own)} tensors from {path}")
+
+
+def _check(cfg) -> None:
+    """Values that no part of its own looks at."""
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if classes < 1:
+        raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: it must be at least 1")
+    for key, values in (("PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN), ("PIXEL_STD", cfg.MODEL.PIXEL_STD)):
+        if len(values) != 3 or (key == "PIXEL_STD" and not min(values) > 0):
+            raise ValueError(
+                f"MODEL.{key} is {list(values)}: three numbers are needed"
+                f"{', each above 0' if key == 'PIXEL_STD' else ''}"
+            )
+    weights = dict(cfg.MODEL.SPARSE_REFINE.LOSS)
+    for key, weight in weights.items():
+        if not weight >= 0:
+            raise ValueError(f"MODEL.SPARSE_REFINE.LOSS.{key} is {weight}: it must be at least 0")
+    if not any(weights.values()):
+        raise ValueError(
+            f"MODEL.SPARSE_REFINE.LOSS: {', '.join(weights)} are all 0, there is nothing to learn"
+        )
 
 
 def _build_cache(cfg) -> CoarseCache | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: str, half: bool = Fa
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().cpu()
         for name, tensor in state_dict.items()
     }
+    seen = set()
+    for name, tensor in tensors.items():  # safetensors refuses tied weights: each gets its own
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
     write_whole(path, lambda temporary: save_file(tensors, temporary))
 
 
@@ -144,10 +150,22 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook, with a memory: after a resume a worse model does not replace the best."""
+    """Detectron2's hook, with a memory: after a resume a worse model does not replace the best.
 
-    def state_dict(self) -> dict:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+    The memory is `model_best.pth` itself: the checkpoint that a run is resumed from may have been
+    written before the evaluation that found the best. That one stays what `--resume` takes up.
+    """
 
-    def load_state_dict(self, state: dict) -> None:
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+    def __init__(self, eval_period: int, checkpointer: SafeCheckpointer, metric: str):
+        super().__init__(eval_period, SimpleNamespace(save=self._save), metric)
+        self._saver = checkpointer
+        self._path = os.path.join(checkpointer.save_dir, f"{self._file_prefix}.pth")
+
+    def _save(self, name: str, iteration: int) -> None:
+        value = self.trainer.storage.latest()[self._val_metric][0]
+        self._saver.save(name, tag=False, iteration=iteration, best_metric=float(value))
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > 0 and os.path.isfile(self._path):
+            best = load_weights(self._path)
+            self.best_metric, self.best_iter = best.get("best_metric"), best.get("iteration")

@@ -40,6 +40,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
 
     # ---- the EfficientNet-Lite0 backbone (modeling/efficientnet_lite.py) -------------------------
     cfg.MODEL.EFFICIENTNET_LITE = CN()
+    # Its outputs, any of stem, res2, res3, res4, res5: strides 2, 4, 8, 16, 32.
     cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
 
@@ -86,7 +87,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
 
     # The sparse network that looks at them.
     node.EXTRACTOR = CN()
-    node.EXTRACTOR.NAME = "SparseUNetExtractor"
+    node.EXTRACTOR.NAME = "SparseUNetExtractor"  # a name in extractor.py's EXTRACTOR_REGISTRY
     # What it reads at a pixel, any of: "rgb" (3, normalised by PIXEL_MEAN and PIXEL_STD),
     # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).
     node.EXTRACTOR.FEATURES = ["rgb"]

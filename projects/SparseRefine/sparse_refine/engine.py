@@ -86,8 +86,8 @@ class Trainer(DefaultTrainer):
         if metric and self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
             # after the evaluation, before the writers
             index = next(i for i, hook in enumerate(ret) if isinstance(hook, hooks.EvalHook)) + 1
-            saver = _UntaggedSaver(self.checkpointer)
-            ret.insert(index, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, saver, metric))
+            hook = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
+            ret.insert(index, hook)
         return ret
 
     @classmethod
@@ -216,16 +216,6 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
         may_miss=("coarse.base.",) if own_base else (),
     ).load(cfg.MODEL.WEIGHTS)
     return model.eval()
-
-
-class _UntaggedSaver:
-    """What BestCheckpointer saves through: `--resume` goes on from the last checkpoint instead."""
-
-    def __init__(self, checkpointer: SafeCheckpointer):
-        self._checkpointer = checkpointer
-
-    def save(self, name: str, **kwargs) -> None:
-        self._checkpointer.save(name, tag=False, **kwargs)
 
 
 def check_datasets(cfg: CfgNode) -> None:

