@@ -18,9 +18,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
+from torch import nn
+
 from sparse_refine import add_sparse_refine_config
 from sparse_refine.data import register_image_label_folder
-from torch import nn
 
 TINY_CLASSES = ["soil", "crop", "weed"]
 TINY_COLORS = np.array([[150, 110, 80], [60, 170, 60], [170, 190, 40]])
@@ -90,30 +91,54 @@ def tiny_cfg(*options) -> CfgNode:
     cfg.merge_from_list(
         # fmt: off
         [
-            "MODEL.META_ARCHITECTURE", "SparseRefine",
-            "MODEL.DEVICE", "cpu",
-            "MODEL.WEIGHTS", "",
-            "MODEL.PIXEL_MEAN", [127.0, 127.0, 127.0],
-            "MODEL.PIXEL_STD", [64.0, 64.0, 64.0],
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(TINY_CLASSES),
-            "MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE", "TinyBase",
-            "MODEL.SPARSE_REFINE.EXTRACTOR.PRESET", "custom",
-            "MODEL.SPARSE_REFINE.EXTRACTOR.CHANNELS", [4, 8],
-            "MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND", "torch",
-            "MODEL.SPARSE_REFINE.ENSEMBLER.HIDDEN", 8,
-            "INPUT.FORMAT", "RGB",
-            "INPUT.CROP.ENABLED", True,
-            "INPUT.CROP.TYPE", "absolute",
-            "INPUT.CROP.SIZE", [24, 32],
-            "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR",
-            "SOLVER.BASE_LR", 0.01,
-            "SOLVER.WARMUP_ITERS", 0,
-            "SOLVER.IMS_PER_BATCH", 2,
-            "SOLVER.MAX_ITER", 6,
-            "SOLVER.CHECKPOINT_PERIOD", 2,
-            "TEST.EVAL_PERIOD", 0,
-            "DATALOADER.NUM_WORKERS", 0,
-            "SEED", 3,
+            "MODEL.META_ARCHITECTURE",
+            "SparseRefine",
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.WEIGHTS",
+            "",
+            "MODEL.PIXEL_MEAN",
+            [127.0, 127.0, 127.0],
+            "MODEL.PIXEL_STD",
+            [64.0, 64.0, 64.0],
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            len(TINY_CLASSES),
+            "MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE",
+            "TinyBase",
+            "MODEL.SPARSE_REFINE.EXTRACTOR.PRESET",
+            "custom",
+            "MODEL.SPARSE_REFINE.EXTRACTOR.CHANNELS",
+            [4, 8],
+            "MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND",
+            "torch",
+            "MODEL.SPARSE_REFINE.ENSEMBLER.HIDDEN",
+            8,
+            "INPUT.FORMAT",
+            "RGB",
+            "INPUT.CROP.ENABLED",
+            True,
+            "INPUT.CROP.TYPE",
+            "absolute",
+            "INPUT.CROP.SIZE",
+            [24, 32],
+            "SOLVER.LR_SCHEDULER_NAME",
+            "WarmupCosineLR",
+            "SOLVER.BASE_LR",
+            0.01,
+            "SOLVER.WARMUP_ITERS",
+            0,
+            "SOLVER.IMS_PER_BATCH",
+            2,
+            "SOLVER.MAX_ITER",
+            6,
+            "SOLVER.CHECKPOINT_PERIOD",
+            2,
+            "TEST.EVAL_PERIOD",
+            0,
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "SEED",
+            3,
         ]
         # fmt: on
     )

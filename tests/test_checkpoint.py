@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch import nn
+
 from sparse_refine.build import load_base_weights
 from sparse_refine.checkpoint import (
     BestCheckpointer,
@@ -20,7 +22,6 @@ from sparse_refine.checkpoint import (
     save_weights,
     state_digest,
 )
-from torch import nn
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([0.5, -1.0])}
 

@@ -4,9 +4,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from sparse_refine.coarse import CoarsePass, View, downsample, low_size, to_logits
 from sparse_refine.selector import EntropySelector, entropy
-from torch import nn
 
 SIZES = [((3, 4), (6, 8)), ((4, 5), (4, 5)), ((2, 3), (5, 7)), ((5, 3), (13, 11)), ((1, 1), (3, 2))]
 

@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from torch import nn
+
 from sparse_refine import SparseRefine
 from sparse_refine.coarse import CoarsePass
 from sparse_refine.coarse_cache import CoarseCache
-from torch import nn
 
 
 class CountingBase(nn.Module):

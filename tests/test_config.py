@@ -9,6 +9,7 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 from safetensors.torch import save_file
+
 from sparse_refine import SparseRefine, add_sparse_refine_config
 from sparse_refine import config as config_module
 from sparse_refine.build import build_base
@@ -78,11 +79,16 @@ def test_defaults_are_the_papers():
 def test_yaml_round_trip(tmp_path, make_cfg):
     cfg = make_cfg(
         # fmt: off
-        METHOD + "SELECTOR.COUNT", 1234,
-        METHOD + "EXTRACTOR.FEATURES", ["rgb", "entropy"],
-        METHOD + "BASE.SCORE_TYPE", "scores",
-        METHOD + "COARSE_CACHE", "somewhere",
-        "INPUT.RESIZE_RANGE", [1.0, 1.0],
+        METHOD + "SELECTOR.COUNT",
+        1234,
+        METHOD + "EXTRACTOR.FEATURES",
+        ["rgb", "entropy"],
+        METHOD + "BASE.SCORE_TYPE",
+        "scores",
+        METHOD + "COARSE_CACHE",
+        "somewhere",
+        "INPUT.RESIZE_RANGE",
+        [1.0, 1.0],
         # fmt: on
     )
     text = cfg.dump()
@@ -122,7 +128,9 @@ def test_every_value_that_is_not_the_default_survives_yaml(tmp_path):
 
 @pytest.mark.parametrize("key", [METHOD + "SELECTER.NAME", METHOD + "BASE.SCALES", "INPUT.SCALES"])
 def test_misspelt_keys(make_cfg, tmp_path, key):
-    with pytest.raises((KeyError, AssertionError), match=key.split(".")[-1 if "BASE" in key else -2]):
+    with pytest.raises(
+        (KeyError, AssertionError), match=key.split(".")[-1 if "BASE" in key else -2]
+    ):
         make_cfg(key, 1.0)
     *nodes, last = key.split(".")
     lines = [f"{'  ' * depth}{node}:" for depth, node in enumerate(nodes)]
@@ -322,7 +330,9 @@ def test_base_weights_that_are_not_there(make_cfg, tmp_path):
 def test_base_weights_that_lack_a_tensor(make_cfg, tmp_path, weights):
     weights.pop("head.bias")
     torch.save({"model": weights}, tmp_path / "base.pth")
-    with pytest.raises(ValueError, match=r"base\.pth does not fit .*TinyBase: head.bias is missing"):
+    with pytest.raises(
+        ValueError, match=r"base\.pth does not fit .*TinyBase: head.bias is missing"
+    ):
         loaded(make_cfg, tmp_path / "base.pth")
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler
 
 LN3 = math.log(3)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from sparse_refine.extractor import SparseUNetExtractor, feature_channels, site_features
 
 LN3 = math.log(3)
@@ -45,14 +46,14 @@ def test_entropy_feature_of_a_single_class():
 
 @pytest.mark.parametrize("names", [[], ["rgb", "rgb"], ["colour"], ["rgb", "Entropy"]])
 def test_bad_names(names):
-    with pytest.raises(ValueError, match=r"EXTRACTOR.FEATURES is .*'rgb', 'probabilities'") as error:
+    with pytest.raises(
+        ValueError, match=r"EXTRACTOR.FEATURES is .*'rgb', 'probabilities'"
+    ) as error:
         SparseUNetExtractor(num_classes=3, features=names)
     assert str(list(names)) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "preset, millions", [("paper", 79.33), ("base", None), ("small", None)]
-)
+@pytest.mark.parametrize("preset, millions", [("paper", 79.33), ("base", None), ("small", None)])
 def test_presets(make_cfg, preset, millions):
     cfg = make_cfg("MODEL.SPARSE_REFINE.EXTRACTOR.PRESET", preset)
     with torch.device("meta"):
@@ -96,9 +97,7 @@ def test_images_of_a_batch_do_not_see_each_other(extractor):
     assert together.shape == (len(sites), 3)
     for i, mask in enumerate(masks):
         of_image = sites[:, 0] == i
-        alone = extractor(
-            rgb[of_image], coarse[of_image], position[of_image], *sites_of(mask)
-        )
+        alone = extractor(rgb[of_image], coarse[of_image], position[of_image], *sites_of(mask))
         assert torch.allclose(together[of_image], alone, atol=1e-5)
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from detectron2.utils import comm
+
 from sparse_refine.losses import cross_entropy, global_mean, soft_dice
 
 LN3 = math.log(3)

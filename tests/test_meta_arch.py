@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
+
 from sparse_refine import Refinement, SparseRefine
 from sparse_refine.coarse import CoarsePass, View, downsample, low_size
 from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler
 from sparse_refine.extractor import SparseUNetExtractor
 from sparse_refine.selector import BudgetSelector, EntropySelector
-from torch import nn
 
 LN3 = math.log(3)
 METHOD = "MODEL.SPARSE_REFINE."
@@ -92,7 +93,9 @@ def test_forward_by_hand():
     assert refinement.coarse.tolist() == [0, 0, 0, 0]
     assert refinement.refined.tolist() == refinement.fused.tolist() == [0, 0, 0, 0]
     assert refinement.labels.tolist() == [[1, 1, 0, 0]] * 2
-    assert refinement.entropy.tolist() == [[pytest.approx(1.753e-7, rel=0.01), pytest.approx(0.693147)]]
+    assert refinement.entropy.tolist() == [
+        [pytest.approx(1.753e-7, rel=0.01), pytest.approx(0.693147)]
+    ]
     # the refined logits, more certain than an even pair, stand at the sites
     assert output["sem_seg"].shape == (2, 2, 4)
     assert output["sem_seg"][:, 0, 0].tolist() == [-9, 9]
@@ -163,7 +166,9 @@ def test_a_crop_reads_its_place_in_the_whole_image():
     model([crop])
     assert extractor.sites.tolist() == [[0, y, x] for y in range(2) for x in range(3)]
     # pixel (0, 0) of the crop is (1, 4) of 5 x 8
-    assert extractor.given["position"][0].tolist() == pytest.approx([2 * 1.5 / 5 - 1, 2 * 4.5 / 8 - 1])
+    assert extractor.given["position"][0].tolist() == pytest.approx(
+        [2 * 1.5 / 5 - 1, 2 * 4.5 / 8 - 1]
+    )
     model([{**crop, "crop": (1, 2, 5, 8)}])
     assert extractor.sites.tolist() == [[0, 0, 2], [0, 1, 2]]
 
@@ -318,7 +323,12 @@ def test_labels_of_many_classes_at_another_size():
 def test_features_and_ensemblers(make_cfg, ensembler, features):
     model = build_model(
         make_cfg(
-            METHOD + "EXTRACTOR.FEATURES", features, METHOD + "ENSEMBLER.NAME", ensembler, SELECT, 0.0
+            METHOD + "EXTRACTOR.FEATURES",
+            features,
+            METHOD + "ENSEMBLER.NAME",
+            ensembler,
+            SELECT,
+            0.0,
         )
     )
     assert sum(loss.item() for loss in model.train()([training_item(16, 20)]).values()) > 0
@@ -425,7 +435,12 @@ def test_a_crop_selects_and_reads_what_the_whole_image_does(make_cfg):
     context = downsample(item["image"], low_size((41, 50), 0.3))
     model([item])
     whole = model.extractor.given, model.extractor.sites
-    for top, left, height, width in [(0, 0, 20, 20), (7, 13, 30, 31), (40, 49, 1, 1), (5, 0, 36, 50)]:
+    for top, left, height, width in [
+        (0, 0, 20, 20),
+        (7, 13, 30, 31),
+        (40, 49, 1, 1),
+        (5, 0, 36, 50),
+    ]:
         window = slice(top, top + height), slice(left, left + width)
         crop = {
             "image": item["image"][:, window[0], window[1]],
@@ -480,7 +495,9 @@ def test_autocast_to_bfloat16(make_cfg):
         for output in ("logits", "labels"):
             model.output = output
             results = model([{"image": item["image"]} for item in items])
-            agree = results[0]["refinement"].label_map("fused") == model(items)[0]["refinement"].labels
+            agree = (
+                results[0]["refinement"].label_map("fused") == model(items)[0]["refinement"].labels
+            )
             assert agree.all()
     plain_labels = model(items)[0]["refinement"].labels
     assert (results[0]["labels"] == plain_labels).float().mean() > 0.9

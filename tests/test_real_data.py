@@ -3,12 +3,12 @@
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageOps
+
 from sparse_refine import SparseRefine
 from sparse_refine.data import SegmentationMapper, register_image_label_folder
 from sparse_refine.data.reading import read_labels
-
-from detectron2.data import DatasetCatalog, MetadataCatalog  # isort: skip
 
 METHOD = "MODEL.SPARSE_REFINE."
 
@@ -35,11 +35,16 @@ def test_a_native_photograph(datasets_root, make_cfg):
     item = first_dict(datasets_root)
     cfg = make_cfg(
         # fmt: off
-        METHOD + "OUTPUT", "labels",
-        METHOD + "BASE.SCALE", 0.25,
-        METHOD + "SELECTOR.NAME", "BudgetSelector",
-        METHOD + "SELECTOR.FRACTION", 0.02,
-        METHOD + "EXTRACTOR.FEATURES", ["rgb", "probabilities"],
+        METHOD + "OUTPUT",
+        "labels",
+        METHOD + "BASE.SCALE",
+        0.25,
+        METHOD + "SELECTOR.NAME",
+        "BudgetSelector",
+        METHOD + "SELECTOR.FRACTION",
+        0.02,
+        METHOD + "EXTRACTOR.FEATURES",
+        ["rgb", "probabilities"],
         # fmt: on
     )
     given = SegmentationMapper(cfg, is_train=False)(item)
@@ -49,6 +54,7 @@ def test_a_native_photograph(datasets_root, make_cfg):
     assert given["image"].shape == (3, height, width)
     # upright, as a viewer shows it, and as the labels are
     with Image.open(item["file_name"]) as image:
+        assert image.getexif()[0x0112] == 3  # stored upside down
         upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(given["image"].permute(1, 2, 0).numpy(), upright)
     assert read_labels(item["sem_seg_file_name"]).shape == (height, width)

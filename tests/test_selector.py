@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from sparse_refine.coarse import View, nearest_index
 from sparse_refine.selector import (
     SELECTOR_REGISTRY,
@@ -195,7 +196,9 @@ def test_budget_is_exact(low, full, kind):
     assert len(BudgetSelector(count=pixels + 1)(logits, whole(*full))) == pixels
 
 
-@pytest.mark.parametrize("fraction, count", [(0.0, 0), (0.3, 10), (1 / 7, 5), (0.99, 35), (1.0, 35)])
+@pytest.mark.parametrize(
+    "fraction, count", [(0.0, 0), (0.3, 10), (1 / 7, 5), (0.99, 35), (1.0, 35)]
+)
 def test_budget_as_a_fraction(fraction, count):
     # of 5 x 7 = 35 pixels, rounded: 10.5 goes to the even 10, 34.65 to 35
     sites = BudgetSelector(fraction=fraction)(torch.randn(4, 2, 3), whole(5, 7))

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train or evaluate a dense base or SparseRefine on top of one.
 
-    python projects/SparseRefine/train_net.py --config-file C.yaml [--resume] [--num-gpus N] [KEY VALUE ...]
-    python projects/SparseRefine/train_net.py --config-file C.yaml --eval-only MODEL.WEIGHTS W.pth
+python projects/SparseRefine/train_net.py --config-file C.yaml [--resume] [--num-gpus N] [KEY VALUE]
+python projects/SparseRefine/train_net.py --config-file C.yaml --eval-only MODEL.WEIGHTS W.pth
 """
 
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
 from sparse_refine.engine import Trainer, load_config, load_model
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+
 from sparse_refine.data import datasets, reading, synthetic
 
 NAMES = ("soil", "weed", "crop")

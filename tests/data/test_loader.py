@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from detectron2.utils import comm
+
 from sparse_refine.data import build_test_loader, build_train_loader
 from sparse_refine.data.loader import ShuffledStream
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sparse_refine.coarse import low_size
 from sparse_refine.data import SegmentationMapper
 
@@ -48,7 +49,9 @@ def write(tmp_path):
 
 
 def mapper(**options):
-    return SegmentationMapper(**{"is_train": True, "num_classes": 3, "ignore_label": 255, **options})
+    return SegmentationMapper(
+        **{"is_train": True, "num_classes": 3, "ignore_label": 255, **options}
+    )
 
 
 def place(image):
@@ -174,7 +177,9 @@ def test_tiny_images(write, size):
     for seed in range(5):
         output = mapper(**options, color_aug=True)(write(ramp(*size), blocks(*size, side=1), seed))
         height, width = output["crop"][2:]
-        assert output["image"].shape[1:] == (min(4, height), min(4, width)) and min(height, width) > 0
+        assert (
+            output["image"].shape[1:] == (min(4, height), min(4, width)) and min(height, width) > 0
+        )
         assert output["image"].shape[1:] == output["sem_seg"].shape
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from detectron2.data import detection_utils
 from PIL import Image
+
 from sparse_refine.data.reading import (
     check_labels,
     check_same_size,

@@ -6,8 +6,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+
 from sparse_refine.data import synthetic
-from sparse_refine.data.synthetic import CROP, SOIL, WEED, generate_field
+from sparse_refine.data.synthetic import CROP, SOIL, WEED, drawing, generate_field
 
 SIZE = (640, 768)
 
@@ -63,9 +64,9 @@ def test_label_is_what_lies_on_top():
     canvas, creases = np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20), np.uint8)
     square = np.array([[[2, 2], [12, 2], [12, 12], [2, 12]]], float)
     parts = []
-    synthetic._add(parts, square, (10, 20, 30), WEED)
-    synthetic._add(parts, square + 5, (40, 50, 60), CROP)
-    synthetic._draw(canvas, creases, parts)
+    drawing.add_parts(parts, square, (10, 20, 30), WEED)
+    drawing.add_parts(parts, square + 5, (40, 50, 60), CROP)
+    drawing.draw_parts(canvas, creases, parts)
     assert canvas[4, 4].tolist() == [10, 20, 30, WEED]
     assert canvas[10, 10].tolist() == canvas[15, 15].tolist() == [40, 50, 60, CROP]
     assert canvas[19, 19].tolist() == [0, 0, 0, SOIL]
@@ -77,8 +78,10 @@ def test_shadow_leaves_labels_alone():
     canvas = np.full((60, 60, 4), 200, np.uint8)
     canvas[..., 3] = CROP
     parts = []
-    synthetic._add(parts, np.array([[[5, 5], [30, 5], [30, 30], [5, 30]]], float), (0, 0, 0), WEED)
-    synthetic._cast_shadow(canvas, parts, np.array([4.0, 0.0]), 1.0)
+    drawing.add_parts(
+        parts, np.array([[[5, 5], [30, 5], [30, 30], [5, 30]]], float), (0, 0, 0), WEED
+    )
+    drawing.cast_shadow(canvas, parts, np.array([4.0, 0.0]), 1.0)
     assert (canvas[..., 3] == CROP).all()
     assert canvas[15, 20, 0] < 110 < 190 < canvas[15, 55, 0]
 

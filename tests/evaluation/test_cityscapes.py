@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
+
 from sparse_refine.evaluation import CityscapesSemSegEvaluator
 
 ROAD, SIDEWALK, CAR = 0, 1, 13  # training ids

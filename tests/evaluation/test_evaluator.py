@@ -15,8 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
 from detectron2.evaluation import inference_on_dataset
 from PIL import Image
-from sparse_refine.evaluation import ForwardTimer, SparseRefineEvaluator, label_map_of
 from torch import nn
+
+from sparse_refine.evaluation import ForwardTimer, SparseRefineEvaluator, label_map_of
 
 CLASSES = ["soil", "crop", "weed"]
 

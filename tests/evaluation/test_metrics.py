@@ -4,6 +4,7 @@
 import cv2
 import numpy as np
 import pytest
+
 from sparse_refine.evaluation import metrics
 
 nan = float("nan")

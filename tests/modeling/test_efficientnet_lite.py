@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
+
 from sparse_refine import EfficientNetLite
 
 package = pytest.importorskip("efficientnet_lite_pytorch", reason="extra `bases` is not installed")
@@ -96,14 +97,22 @@ def test_a_missing_package_says_what_to_install(monkeypatch, module, message):
 def dense_cfg(make_cfg):
     return make_cfg(
         # fmt: off
-        "MODEL.META_ARCHITECTURE", "SemanticSegmentor",
-        "MODEL.BACKBONE.NAME", "build_efficientnet_lite_fpn_backbone",
-        "MODEL.EFFICIENTNET_LITE.PRETRAINED", False,
-        "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
-        "MODEL.FPN.OUT_CHANNELS", 16,
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"],
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16,
-        "MODEL.SEM_SEG_HEAD.NORM", "BN",
+        "MODEL.META_ARCHITECTURE",
+        "SemanticSegmentor",
+        "MODEL.BACKBONE.NAME",
+        "build_efficientnet_lite_fpn_backbone",
+        "MODEL.EFFICIENTNET_LITE.PRETRAINED",
+        False,
+        "MODEL.FPN.IN_FEATURES",
+        ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS",
+        16,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+        ["p2", "p3", "p4", "p5"],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        16,
+        "MODEL.SEM_SEG_HEAD.NORM",
+        "BN",
         # fmt: on
     )
 

@@ -4,8 +4,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sparse_refine import ModuleSegmentor
 from torch import nn
+
+from sparse_refine import ModuleSegmentor
 
 
 class Echo(nn.Module):

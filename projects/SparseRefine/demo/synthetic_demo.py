@@ -5,7 +5,8 @@ dense low resolution, dense full resolution and SparseRefine on the same images.
 
     python projects/SparseRefine/demo/synthetic_demo.py [--output output/demo] [KEY VALUE ...]
 
-KEY VALUE pairs go to the refiner's config, e.g. SOLVER.MAX_ITER 40. Writes results.json and figure.png.
+KEY VALUE pairs go to the refiner's config, e.g. SOLVER.MAX_ITER 40. Writes results.json and
+figure.png.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
+
 from sparse_refine.data import build_test_loader, read_image, read_labels
 from sparse_refine.engine import Trainer, load_config, load_model
 from sparse_refine.evaluation.comparison import Arm, compare, comparison_table
@@ -82,7 +84,9 @@ def main():
     )
     print(f"\n{dataset}: {len(arms[0].loader)} images of {image.shape[1]}x{image.shape[0]}\n")
     print(comparison_table(rows))
-    print(f"\n{os.path.join(args.output, 'results.json')}  {os.path.join(args.output, 'figure.png')}")
+    print(
+        f"\n{os.path.join(args.output, 'results.json')}  {os.path.join(args.output, 'figure.png')}"
+    )
 
 
 if __name__ == "__main__":

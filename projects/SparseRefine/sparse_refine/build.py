@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to the parts of SparseRefine: the one place that reads MODEL.SPARSE_REFINE for them."""
+"""From a config to the parts of SparseRefine."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def load_base_weights(
         raise ValueError(
             f"{path} does not fit the base {type(base).__name__}: {'; '.join(faults[:4])}"
             f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check "
-            "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+            "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX, MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
     base.load_state_dict({name: state[name] for name in own})
     logger.info(f"Base {type(base).__name__}: {len(own)} tensors from {path}")

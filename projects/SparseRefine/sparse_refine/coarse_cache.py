@@ -57,4 +57,3 @@ class CoarseCache:
         key = f"{os.path.abspath(file_name)}|{stat.st_size}|{stat.st_mtime_ns}"
         name = f"{Path(file_name).stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         return self._folder / name
-

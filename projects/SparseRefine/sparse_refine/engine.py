@@ -9,6 +9,7 @@ import os
 import weakref
 from collections import OrderedDict
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -23,11 +24,14 @@ from detectron2.evaluation import (
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
 
 from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
 from .config import add_sparse_refine_config
-from .data import build_test_loader, build_train_loader
+from .data import build_test_loader, build_train_loader, read_labels
 from .evaluation import CityscapesSemSegEvaluator, SparseRefineEvaluator
+
+EVALUATOR_TYPES = ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg")
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,27 @@ class CPUAutocastTrainer(SimpleTrainer):
     def run_step(self):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             super().run_step()
+
+
+class SelectionPrinter(EventWriter):
+    """A log line beside CommonMetricPrinter's, which prints losses only: what share of the pixels
+    is selected, and the accuracy of the three predictions there (means of 20 iterations)."""
+
+    def __init__(self):
+        self._written = None
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        _, iteration = storage.latest().get("selected/fraction", (None, None))
+        if iteration == self._written:  # a dense model, or nothing new at the end
+            return
+        self._written = iteration
+        values = [
+            f"{name}: {history.avg(20):.4f}"
+            for name, history in storage.histories().items()
+            if name.startswith("selected/")
+        ]
+        logger.info(f"iter: {iteration}  {'  '.join(values)}")
 
 
 class Trainer(DefaultTrainer):
@@ -90,6 +115,9 @@ class Trainer(DefaultTrainer):
             ret.insert(index, hook)
         return ret
 
+    def build_writers(self) -> list[EventWriter]:
+        return [*super().build_writers(), SelectionPrinter()]
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         model = super().build_model(cfg)
@@ -128,26 +156,19 @@ class Trainer(DefaultTrainer):
                 nesterov=cfg.SOLVER.NESTEROV,
             )
         else:
-            raise ValueError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: one of 'ADAMW', 'SGD'"
-            )
+            raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: one of 'ADAMW', 'SGD'")
         return maybe_add_gradient_clipping(cfg, optimizer(params))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
         """By the dataset's `evaluator_type`: this project's evaluator, and Detectron2's beside it.
 
-        SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes on
-        from the records of an interrupted evaluation of the same weights (`tag`); only this
+        SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes
+        on from the records of an interrupted evaluation of the same weights (`tag`); only this
         project's evaluator can do that, so the others stay out.
         """
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        if kind not in ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg"):
-            raise ValueError(
-                f"dataset {dataset_name!r} has evaluator_type {kind!r}: this project evaluates "
-                "semantic segmentation ('sem_seg', 'cityscapes_sem_seg')"
-            )
         ours = SparseRefineEvaluator(
             dataset_name,
             folder,
@@ -159,7 +180,9 @@ class Trainer(DefaultTrainer):
         if resume or (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
             beside = []
         else:
-            beside = [SemSegEvaluator(dataset_name, output_dir=folder)]
+            beside = [
+                SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels)
+            ]
         if kind == "cityscapes_sem_seg" and not resume:
             beside = [CityscapesSemSegEvaluator(dataset_name)]
         return ours, DatasetEvaluators([*beside, ours])
@@ -218,13 +241,24 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     return model.eval()
 
 
+def _read_labels(file_name: str, dtype: type) -> np.ndarray:
+    """For SemSegEvaluator: Detectron2's own reader fails on NumPy 2."""
+    return read_labels(file_name).astype(dtype)
+
+
 def check_datasets(cfg: CfgNode) -> None:
-    """Hold every data set of the config against its class count and ignore value, before work.
+    """Hold every data set of the config against its class count and ignore value, and what is
+    needed to evaluate, before work: not after hours of training.
 
     Raises:
         KeyError: a name that is not registered.
-        ValueError: class counts or ignore values differ, with both numbers.
+        ValueError: class counts or ignore values differ, with both numbers; a test set of another
+            task; an impossible TEST.BOUNDARY_DISTANCE.
     """
+    if cfg.TEST.BOUNDARY_DISTANCE < 1:
+        raise ValueError(
+            f"TEST.BOUNDARY_DISTANCE is {cfg.TEST.BOUNDARY_DISTANCE}: a width in pixels, at least 1"
+        )
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name not in DatasetCatalog:
             raise KeyError(
@@ -236,6 +270,12 @@ def check_datasets(cfg: CfgNode) -> None:
             raise ValueError(
                 f"data set {name!r} has {classes} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
                 f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
+            )
+        kind = metadata.get("evaluator_type", None)
+        if name in cfg.DATASETS.TEST and kind not in EVALUATOR_TYPES:
+            raise ValueError(
+                f"data set {name!r} has evaluator_type {kind!r}: this project evaluates semantic "
+                f"segmentation, {EVALUATOR_TYPES}"
             )
         ignore = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
         if ignore != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sparse feature extractor: what the selected pixels look like at full resolution (section 3.3)."""
+"""The sparse feature extractor: the selected pixels at full resolution (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .sparse import BACKENDS, PRESETS, SparseUNet, build_grid
 
 EXTRACTOR_REGISTRY = Registry("SPARSE_REFINE_EXTRACTOR")
 EXTRACTOR_REGISTRY.__doc__ = """
-Extractors, by the name in MODEL.SPARSE_REFINE.EXTRACTOR.NAME. A class is built with (cfg) and called
-as `extractor(rgb, coarse, sites, sizes)`, see `SparseUNetExtractor.forward`.
+Extractors, by the name in MODEL.SPARSE_REFINE.EXTRACTOR.NAME. A class is built with (cfg) and
+called as `extractor(rgb, coarse, position, sites, sizes)`, see `SparseUNetExtractor.forward`.
 """
 
 

@@ -2,7 +2,7 @@
 """SparseRefine: a frozen model on the downsampled image, and a sparse network on the few
 full-resolution pixels that it is unsure of (Liu et al., ECCV 2024, arXiv 2407.19014).
 
-Shapes: B images, K classes, (H, W) full size, (h, w) low size, P selected pixels of the whole batch.
+Shapes: B images, K classes, (H, W) full size, (h, w) low size, P selected pixels of a batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class SparseRefine(nn.Module):
         selector: coarse logits -> sites.
         extractor: selected full-resolution pixels -> refined logits.
         ensembler: coarse and refined logits -> fused logits.
-        pixel_mean, pixel_std: of the extractor's pixels, on the images' value range and channel order.
+        pixel_mean, pixel_std: of the extractor's pixels, on the images' value range and order of
+            channels.
         ignore_label: no class.
         output: "logits" or "labels", see `forward`.
         refined_weight, fused_weight, dice_weight: of the losses.
@@ -57,9 +58,7 @@ class SparseRefine(nn.Module):
     ):
         super().__init__()
         if output not in ("logits", "labels"):
-            raise ValueError(
-                f"MODEL.SPARSE_REFINE.OUTPUT is {output!r}: one of 'logits', 'labels'"
-            )
+            raise ValueError(f"MODEL.SPARSE_REFINE.OUTPUT is {output!r}: one of 'logits', 'labels'")
         self.coarse = coarse
         self.selector = selector
         self.extractor = extractor
@@ -93,8 +92,8 @@ class SparseRefine(nn.Module):
         """SparseRefine around a plain PyTorch module, without any yaml.
 
         Args:
-            module: float (B,3,h,w) -> class scores (B,K,*,*), see `ModuleSegmentor`; or a model that
-                already speaks Detectron2's lists of dicts, marked by an attribute `sem_seg_head`.
+            module: float (B,3,h,w) -> class scores (B,K,*,*), see `ModuleSegmentor`; or a model
+                that speaks Detectron2's lists of dicts, marked by an attribute `sem_seg_head`.
             num_classes: K.
             scale: low over full resolution.
             selector, extractor, ensembler: the paper's by default (entropy above 0.3 nats, the
@@ -194,7 +193,7 @@ class SparseRefine(nn.Module):
             "loss_dice": (self.loss_weights[2], soft_dice, fused),
         }
         losses = {k: w * loss(x, labels) for k, (w, loss, x) in terms.items() if w > 0}
-        # an empty selection, or a weight of 0, still reaches every parameter: DDP waits for them all
+        # an empty selection, or a weight of 0, still reaches every parameter: DDP waits for all
         losses["loss_refined"] = losses.get("loss_refined", 0.0) + 0.0 * (
             refined.sum() + fused.sum()
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets, reading and the mapper. Importing this registers the built-in datasets."""
 
-from .datasets import register_builtin, register_image_label_folder
+from .datasets import register_builtin, register_image_label_folder, register_synthetic_field
 from .loader import build_test_loader, build_train_loader
 from .mapper import SegmentationMapper
 from .reading import check_labels, check_same_size, read_image, read_labels
@@ -16,6 +16,7 @@ __all__ = [
     "read_labels",
     "register_builtin",
     "register_image_label_folder",
+    "register_synthetic_field",
 ]
 
 register_builtin()

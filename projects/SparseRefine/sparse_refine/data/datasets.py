@@ -102,7 +102,7 @@ def register_synthetic_field(
     width: int = 2048,
     root: PathLike | None = None,
 ) -> None:
-    """Register `count` images of the synthetic field (synthetic.py), made when first asked for.
+    """Register `count` images of the synthetic field (synthetic/), made when first asked for.
 
     They are kept in `root`/VERSION/HEIGHTxWIDTH/`split`: images as JPEG of quality 95 without
     chroma subsampling, a quarter of a PNG's size, labels as PNG. Any number of processes may ask

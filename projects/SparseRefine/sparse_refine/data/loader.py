@@ -69,8 +69,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a positive multiple of "
-            f"the number of processes, {processes}"
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a positive multiple "
+            f"of the number of processes, {processes}"
         )
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

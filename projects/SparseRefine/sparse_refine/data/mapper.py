@@ -43,9 +43,10 @@ class SegmentationMapper:
         resize_range: factors (low, high), drawn uniformly.
         crop_size: (height, width) in pixels, or None for the whole image. Images smaller than it
             stay as they are.
-        single_category_max_area: a crop is drawn anew, up to ten times, while one class covers more.
+        single_category_max_area: a crop is drawn anew, up to ten times, while a class covers more.
         flip: horizontally, half of the time.
         color_aug: SSD's photometric distortion.
+        cache_images: training images, with their labels, that stay decoded in memory.
     """
 
     @configurable
@@ -64,6 +65,7 @@ class SegmentationMapper:
         single_category_max_area: float = 1.0,
         flip: bool = False,
         color_aug: bool = False,
+        cache_images: int = 0,
     ):
         self.is_train = is_train
         self.num_classes = num_classes
@@ -77,6 +79,8 @@ class SegmentationMapper:
         self.single_category_max_area = single_category_max_area
         self.flip = flip
         self.color_aug = ColorAugSSDTransform(image_format) if color_aug else None
+        self.cache_images = cache_images
+        self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -125,26 +129,35 @@ class SegmentationMapper:
             "single_category_max_area": crop.SINGLE_CATEGORY_MAX_AREA,
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "color_aug": cfg.INPUT.COLOR_AUG_SSD,
+            "cache_images": cfg.INPUT.CACHE_IMAGES,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
         dataset_dict = copy.copy(dataset_dict)
-        image = read_image(dataset_dict["file_name"], format=self.image_format)
         if self.is_train:
             with _seeded(dataset_dict.pop("seed", None)):
-                return self._training_input(dataset_dict, image)
+                return self._training_input(dataset_dict)
+        image = read_image(dataset_dict["file_name"], format=self.image_format)
         dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
         size = low_size(image.shape[:2], self.scale)
         dataset_dict["image"] = _to_tensor(_resample(image, size))
         return dataset_dict
 
-    def _training_input(self, dataset_dict: dict, image: np.ndarray) -> dict:
-        labels = read_labels(dataset_dict["sem_seg_file_name"])
-        check_same_size(
-            image, labels, dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
-        )
-        check_labels(
-            labels, self.num_classes, self.ignore_label, dataset_dict["sem_seg_file_name"]
+    def _read_pair(self, image_file: str, label_file: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image and labels, checked. The first `cache_images` of them are read only once."""
+        if image_file not in self._decoded:
+            image = read_image(image_file, format=self.image_format)
+            labels = read_labels(label_file)
+            check_same_size(image, labels, image_file, label_file)
+            check_labels(labels, self.num_classes, self.ignore_label, label_file)
+            if len(self._decoded) >= self.cache_images:
+                return image, labels
+            self._decoded[image_file] = image, labels
+        return self._decoded[image_file]
+
+    def _training_input(self, dataset_dict: dict) -> dict:
+        image, labels = self._read_pair(
+            dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
         )
         factor = self.scale * np.random.uniform(*self.resize_range)
         full = low_size(image.shape[:2], factor)

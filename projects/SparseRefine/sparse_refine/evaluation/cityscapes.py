@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -62,7 +62,7 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             Image.fromarray(ids[label_map_of(output)]).save(self._prediction(image["file_name"]))
 
-    def evaluate(self) -> Optional[OrderedDict[str, dict[str, float]]]:
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """{"sem_seg": {"IoU", "iIoU", "IoU_sup", "iIoU_sup"}} on the main process, else None.
 
         Raises:

@@ -7,9 +7,9 @@ Models take turns image by image: whatever else the machine does meets all of th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from tabulate import tabulate

@@ -12,7 +12,7 @@ import logging
 import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -53,7 +53,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        output_dir: Optional[str] = None,
+        output_dir: str | None = None,
         *,
         boundary_distance: int = 5,
         distributed: bool = True,
@@ -87,8 +87,8 @@ class SparseRefineEvaluator(DatasetEvaluator):
         }
         self._records: dict[str, dict[str, Any]] = {}  # this run's, by file name
         self._resumed: dict[str, dict[str, Any]] = {}  # an earlier run's
-        self._writer: Optional[RecordWriter] = None
-        self._timer: Optional[ForwardTimer] = None
+        self._writer: RecordWriter | None = None
+        self._timer: ForwardTimer | None = None
         self._calls_seen = 0
         self._bar = None
 
@@ -153,7 +153,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             if self._bar is not None:
                 self._bar.update()
 
-    def evaluate(self) -> Optional[OrderedDict[str, OrderedDict[str, float]]]:
+    def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]] | None:
         """The data set's results on the main process, None on the others.
 
         `{"sparse_refine": {...}}`, accuracies in percent, NaN where there was no pixel to count:
@@ -220,7 +220,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             record["selected_pixels"] = len(output["refinement"].sites)
         return record
 
-    def _seconds_an_image(self, images: int) -> Optional[float]:
+    def _seconds_an_image(self, images: int) -> float | None:
         """The last forward call's seconds over its images; None where no call was seen since."""
         if self._timer is None or len(self._timer.seconds) == self._calls_seen:
             return None

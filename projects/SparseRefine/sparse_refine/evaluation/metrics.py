@@ -24,7 +24,7 @@ that is only predicted has an IoU of 0 and counts.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -97,7 +97,7 @@ def boundary_counts(
     num_classes: int,
     ignore_label: int,
     distance: int,
-    truth_band: Optional[np.ndarray] = None,
+    truth_band: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of Boundary IoU, each (K,) int64.
 
@@ -153,7 +153,7 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 
 def summarize(
     confusion: np.ndarray,
-    boundary: Optional[tuple[np.ndarray, np.ndarray]] = None,
+    boundary: tuple[np.ndarray, np.ndarray] | None = None,
     class_names: Sequence[str] = (),
 ) -> OrderedDict[str, float]:
     """The accuracies in percent, 0..100, under the names that Detectron2's evaluator uses.

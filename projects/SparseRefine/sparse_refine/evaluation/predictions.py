@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def label_map_of(output: dict[str, Any]) -> np.ndarray:
 
 def predictions_of(
     output: dict[str, Any], shape: tuple[int, int]
-) -> tuple[dict[str, np.ndarray], Optional[np.ndarray]]:
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Every prediction in a model's output for one image.
 
     A refinement is at the size at which the model saw the image. Where that is not the truth's, its

@@ -46,7 +46,7 @@ class RecordWriter:
         path = Path(folder) / f"records_rank{rank}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = _whole_lines(path) if path.exists() else []
-        self._file = open(path, "r+b" if lines else "wb")
+        self._file = open(path, "r+b" if lines else "wb")  # noqa: SIM115 (closed by `close`)
         if lines:
             self._file.seek(sum(len(line) for line in lines))
             self._file.truncate()

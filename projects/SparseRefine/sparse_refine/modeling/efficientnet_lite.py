@@ -23,7 +23,7 @@ _FEATURES = {
 
 
 class EfficientNetLite(Backbone):
-    """EfficientNet-Lite0 without its classifier; blocks past the last feature asked for are left out.
+    """EfficientNet-Lite0 without its classifier, and without blocks past the last feature.
 
     Input (B,3,H,W), H and W multiples of 32 (`size_divisibility`; the package pads statically, for
     even sizes). Output: a dict of (B,C,H/s,W/s) for each name of `out_features`.

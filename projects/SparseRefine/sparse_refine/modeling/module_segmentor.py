@@ -47,7 +47,9 @@ class ModuleSegmentor(nn.Module):
         if isinstance(scores, dict):
             scores = scores.get("out")
         if not isinstance(scores, torch.Tensor) or scores.dim() != 4:
-            kind = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+            kind = (
+                tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+            )
             raise ValueError(
                 f"{type(self.module).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
                 "that holds them under 'out', are needed"
@@ -56,6 +58,10 @@ class ModuleSegmentor(nn.Module):
             size = images.tensor.shape[-2:]
             scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
         return [
-            {"sem_seg": sem_seg_postprocess(score, size, item.get("height", size[0]), item.get("width", size[1]))}
+            {
+                "sem_seg": sem_seg_postprocess(
+                    score, size, item.get("height", size[0]), item.get("width", size[1])
+                )
+            }
             for score, size, item in zip(scores, images.image_sizes, batched_inputs)
         ]

@@ -39,9 +39,7 @@ def build_grid(
         ValueError: an unknown backend.
     """
     if backend not in BACKENDS:
-        raise ValueError(
-            f"MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND is {backend!r}: one of {BACKENDS}"
-        )
+        raise ValueError(f"MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND is {backend!r}: one of {BACKENDS}")
     pyramid = Pyramid(sites, sizes, levels, downsample)
     if backend == "torch" or (backend == "auto" and not sites.is_cuda):
         return TorchGrid(pyramid)

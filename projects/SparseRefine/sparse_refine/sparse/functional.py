@@ -2,9 +2,9 @@
 """Sparse convolution over a kernel map: gather a chunk of neighbourhoods, then one matrix product.
 
 The gathered chunk stays in the processor's cache, so memory traffic is that of the features
-themselves and nothing is ever allocated that grows with 9 x channels x sites. Gradients use the same
-gather: of the input through the transposed map, of the weights chunk by chunk; nothing is scattered
-with collisions, so that results are the same on every run.
+themselves and nothing is ever allocated that grows with 9 x channels x sites. Gradients use the
+same gather: of the input through the transposed map, of the weights chunk by chunk; nothing is
+scattered with collisions, so that results are the same on every run.
 """
 
 from __future__ import annotations
@@ -21,21 +21,18 @@ _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 def sparse_conv(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap):
     """Features (P_in,C_in), weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast."""
-    device = features.device.type
-    if _autocast_enabled(device):
-        dtype = torch.get_autocast_gpu_dtype() if device == "cuda" else _autocast_cpu_dtype()
-        features, weight = features.to(dtype), weight.to(dtype)
-    elif features.dtype != weight.dtype:
-        features = features.to(weight.dtype)
+    dtype = _autocast_dtype(features.device.type) or weight.dtype
+    features, weight = features.to(dtype), weight.to(dtype)
     return _SparseConv.apply(features, weight, kernel_map)
 
 
-def _autocast_enabled(device: str) -> bool:
-    return torch.is_autocast_enabled() if device == "cuda" else torch.is_autocast_cpu_enabled()
-
-
-def _autocast_cpu_dtype() -> torch.dtype:
-    return torch.get_autocast_cpu_dtype()
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device, None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if device == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 class _SparseConv(torch.autograd.Function):

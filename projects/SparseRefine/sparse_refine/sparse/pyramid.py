@@ -40,9 +40,7 @@ class Level:
             index = torch.full(
                 (self.canvas,), self.count, dtype=torch.int32, device=self.sites.device
             )
-            index[self.flat] = torch.arange(
-                self.count, dtype=torch.int32, device=self.sites.device
-            )
+            index[self.flat] = torch.arange(self.count, dtype=torch.int32, device=self.sites.device)
             self._index = index
         return self._index
 
