@@ -49,7 +49,7 @@ def same(content, expected=STATE):
     )
 
 
-# ---- reading ---------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["with model", "bare"])
@@ -141,7 +141,7 @@ def test_tensors_that_are_missing(tmp_path):
     SafeCheckpointer(nn.Sequential(linear()), may_miss=("0.bi",)).load(path)
 
 
-# ---- writing ---------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def test_safetensors_round_trip(tmp_path):
@@ -259,7 +259,7 @@ def test_untagged_checkpoints_are_not_resumed_from(tmp_path):
     assert Path(checkpointer.get_checkpoint_file()).name == "model_1.pth"
 
 
-# ---- the best one ----------------------------------------------------------------------------------
+# ---- the best one --------------------------------------------------------------------------------
 
 
 def evaluations(folder, start_iter, *values):

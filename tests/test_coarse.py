@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coarse pass: downsampling, scores to logits, reading logits at full resolution, frozen base."""
+"""The coarse pass: downsampling, scores to logits, reading at full resolution, frozen base."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def whole(height, width):
     return View(0, 0, height, width, (height, width))
 
 
-# ---- sizes and resampling --------------------------------------------------------------------------
+# ---- sizes and resampling ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_downsample_keeps_range_and_size():
     )
 
 
-# ---- score types -----------------------------------------------------------------------------------
+# ---- score types ---------------------------------------------------------------------------------
 
 
 def test_logits_stay():
@@ -114,7 +114,7 @@ def test_score_type_is_applied_to_what_the_base_returns(score_type):
     assert logits.softmax(0)[:, 0, 1].tolist() == pytest.approx([0.7, 0.2, 0.1])
 
 
-# ---- reading logits at full resolution -------------------------------------------------------------
+# ---- reading logits at full resolution -----------------------------------------------------------
 
 
 def test_nearest_at_sites_by_hand():
@@ -180,7 +180,7 @@ def test_no_sites():
         assert values.shape == (0, 3)
 
 
-# ---- the frozen base -------------------------------------------------------------------------------
+# ---- the frozen base -----------------------------------------------------------------------------
 
 
 def test_the_base_gets_the_small_image_and_its_size():

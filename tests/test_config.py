@@ -41,7 +41,7 @@ def fresh_cfg():
     return cfg
 
 
-# ---- declaration -----------------------------------------------------------------------------------
+# ---- declaration ---------------------------------------------------------------------------------
 
 
 def test_every_key_says_what_it_means():
@@ -73,7 +73,7 @@ def test_defaults_are_the_papers():
     assert node.EXTRACTOR.FEATURES == ["rgb"] and cfg.INPUT.RESIZE_RANGE == [0.5, 2.0]
 
 
-# ---- yaml ------------------------------------------------------------------------------------------
+# ---- yaml ----------------------------------------------------------------------------------------
 
 
 def test_yaml_round_trip(tmp_path, make_cfg):
@@ -146,7 +146,7 @@ def test_a_value_of_the_wrong_type_names_its_key(make_cfg):
         make_cfg(METHOD + "BASE.SCALE", "half")
 
 
-# ---- impossible values -----------------------------------------------------------------------------
+# ---- impossible values ---------------------------------------------------------------------------
 
 
 def budget(key, value):
@@ -267,7 +267,7 @@ def test_an_unknown_name_lists_the_known(make_cfg, key, known):
     assert "'Nonesuch'" in str(error.value) and known in str(error.value)
 
 
-# ---- the base's own weights ------------------------------------------------------------------------
+# ---- the base's own weights ----------------------------------------------------------------------
 
 
 @pytest.fixture

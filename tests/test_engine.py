@@ -5,6 +5,7 @@ For what needs a process of its own the file runs itself as a script.
 """
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from detectron2.utils import comm
 
 from sparse_refine import SparseRefine
 from sparse_refine.checkpoint import load_weights
+from sparse_refine.data import build_train_loader
 from sparse_refine.engine import Trainer, check_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +45,10 @@ def train_net(cfg, *flags):
 
 
 @pytest.fixture
-def run(tiny_dataset, make_cfg, tmp_path, quiet_logs):
+def run(tiny_dataset, make_cfg, tmp_path, quiet_logs, monkeypatch):
     """run(folder, *options, flags=()) -> what main() returned; the output is in tmp_path/folder."""
     name = tiny_dataset()
+    monkeypatch.setattr("detectron2.engine.defaults.collect_env_info", str)  # asks compilers
 
     def run(folder, *options, flags=()):
         cfg = make_cfg(
@@ -84,12 +87,15 @@ def stop_at(monkeypatch, iteration):
     monkeypatch.setattr(Trainer, "run_step", run_step)
 
 
-def lines_of(folder):
-    text = Path(folder, "metrics.json").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+def logged_in(folder):
+    """The latest value of everything in metrics.json."""
+    latest = {}
+    for line in Path(folder, "metrics.json").read_text().splitlines():
+        latest.update(json.loads(line))
+    return latest
 
 
-# ---- the main road ---------------------------------------------------------------------------------
+# ---- the main road -------------------------------------------------------------------------------
 
 
 def test_train_evaluate_and_evaluate_again(run, tmp_path):
@@ -100,7 +106,7 @@ def test_train_evaluate_and_evaluate_again(run, tmp_path):
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     assert list(folder.glob("events.out.tfevents*")) and (folder / "config.yaml").exists()
 
-    logged = lines_of(folder)[-1]
+    logged = logged_in(folder)
     measured = {"mIoU": logged["sparse_refine/mIoU"], "pACC": logged["sparse_refine/pACC"]}
     assert 0 < measured["mIoU"] < 100
     assert logged["sem_seg/mIoU"] == pytest.approx(measured["mIoU"], abs=1e-3)  # Detectron2's own
@@ -119,14 +125,14 @@ def test_train_evaluate_and_evaluate_again(run, tmp_path):
 
 
 def test_log_lines(run, tmp_path):
-    """Selected fraction, and accuracy on the selected pixels, where one looks: beside the losses."""
+    """Selected fraction, and accuracy on the selected pixels, where one looks: beside losses."""
     run("a", "SOLVER.MAX_ITER", 3)
     text = (tmp_path / "a" / "log.txt").read_text()
     lines = [line for line in text.splitlines() if "iter: 2 " in line]
     assert len(lines) == 2
     for name in ("total_loss", "loss_refined", "loss_fused", *(f"selected/{s}" for s in SCALAR)):
         assert f"{name}: " in " ".join(lines)
-    logged = lines_of(tmp_path / "a")[-1]
+    logged = logged_in(tmp_path / "a")
     for scalar in SCALAR:
         (value,) = (v for key, v in logged.items() if key.endswith(f"selected/{scalar}"))
         assert 0 <= value <= 1
@@ -150,8 +156,8 @@ def test_training_learns(run, tmp_path):
 def test_a_dense_model_takes_the_same_road(run, tmp_path):
     options = ["MODEL.META_ARCHITECTURE", "TinyBase", "INPUT.SCALE", 0.5, "SOLVER.MAX_ITER", 2]
     run("a", *options, "TEST.EVAL_PERIOD", 1)
-    logged = lines_of(tmp_path / "a")[-1]
-    assert "loss" in logged and 0 <= logged["sparse_refine/mIoU"] <= 100
+    logged = logged_in(tmp_path / "a")
+    assert logged["total_loss"] > 0 and 0 <= logged["sparse_refine/mIoU"] <= 100
     weights = str(tmp_path / "a" / "model_final.pth")
     refined = run("b", METHOD + "BASE.WEIGHTS", weights, "SOLVER.MAX_ITER", 2)
     assert refined is None
@@ -184,11 +190,11 @@ def test_mixed_precision_on_the_cpu(run, tmp_path):
     assert all(mixed[name].dtype == tensor.dtype for name, tensor in full.items())
     assert all(tensor.isfinite().all() for tensor in mixed.values())
     assert any(not torch.equal(mixed[name], tensor) for name, tensor in full.items())
-    losses = [lines_of(tmp_path / folder)[-1]["total_loss"] for folder in "ab"]
+    losses = [logged_in(tmp_path / folder)["total_loss"] for folder in "ab"]
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
 
 
-# ---- resume ----------------------------------------------------------------------------------------
+# ---- resume --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [3, 4], ids=["between checkpoints", "at a checkpoint"])
@@ -290,7 +296,7 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
             assert results[name] == pytest.approx(expected[name])
 
 
-# ---- cached coarse logits --------------------------------------------------------------------------
+# ---- cached coarse logits ------------------------------------------------------------------------
 
 
 def test_epochs_after_the_first_skip_the_base(run, tmp_path, monkeypatch):
@@ -304,6 +310,7 @@ def test_epochs_after_the_first_skip_the_base(run, tmp_path, monkeypatch):
         return forward(self, inputs)
 
     monkeypatch.setattr(tiny_base, "forward", counted)
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_, **__: {}))
     options = ["INPUT.RESIZE_RANGE", [1.0, 1.0], METHOD + "COARSE_CACHE", str(tmp_path / "cache")]
     options += ["SOLVER.IMS_PER_BATCH", 5, "SOLVER.MAX_ITER", 4]
     run("a", *options)
@@ -317,19 +324,30 @@ def test_epochs_after_the_first_skip_the_base(run, tmp_path, monkeypatch):
         run("d", *options, "INPUT.RESIZE_RANGE", [0.5, 2.0])
 
 
-def test_cached_logits_train_the_same_refiner(run, tmp_path):
-    """Flipped crops included; the cache rounds to half precision, that is all."""
-    options = ["INPUT.RESIZE_RANGE", [1.0, 1.0], "SOLVER.OPTIMIZER", "SGD"]
-    run("a", *options)
-    run("b", *options, METHOD + "COARSE_CACHE", str(tmp_path / "cache"))
-    plain, cached = final(tmp_path / "a"), final(tmp_path / "b")
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5
-    for name, tensor in plain.items():
-        if tensor.is_floating_point():
-            assert torch.allclose(tensor, cached[name], atol=5e-3), name
+def test_cached_logits_are_those_of_the_same_crops(tiny_dataset, make_cfg, tmp_path):
+    """Flipped ones included, in the first epoch and after; the cache rounds to half precision."""
+    name = tiny_dataset()
+    options = ["DATASETS.TRAIN", (name,), "INPUT.RESIZE_RANGE", [1.0, 1.0]]
+    options += [METHOD + "SELECTOR.THRESHOLD", 0.0]  # rounding must not change what is selected
+    cached = [METHOD + "COARSE_CACHE", str(tmp_path / "cache")]
+    runs, flipped = [], []
+    for cfg in (make_cfg(*options), make_cfg(*options, *cached)):
+        torch.manual_seed(0)
+        model = SparseRefine(cfg).train()
+        with torch.no_grad():  # a base that sees the same in a mirror
+            kernel = model.coarse.base.conv.weight
+            kernel[..., (0, 2)] = 0
+        losses = []
+        for items in itertools.islice(build_train_loader(cfg), 8):
+            losses.append(sum(model(items).values()).item())
+            flipped += [item["context_flip"] for item in items]
+        runs.append(losses)
+    assert 3 < sum(flipped) < 13
+    assert runs[1] == pytest.approx(runs[0], rel=2e-3)
+    assert max(runs[0]) > 1.02 * min(runs[0])  # they would tell
 
 
-# ---- errors ----------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_data_sets_that_do_not_fit(make_cfg, tiny_dataset):
@@ -370,7 +388,7 @@ def test_weights_that_are_not_there(run, tmp_path):
             run("a", "MODEL.WEIGHTS", str(tmp_path / "none.pth"), flags=flags)
 
 
-# ---- two processes ---------------------------------------------------------------------------------
+# ---- two processes -------------------------------------------------------------------------------
 
 # SGD: AdamW would blow the last bits of a gradient that is 0 up to a whole step.
 TWO = [
@@ -398,13 +416,12 @@ def test_two_processes_train_and_evaluate_as_one(run, tmp_path):
     run("one", *TWO)
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one.keys() == two.keys()
-    moved = 0.0
     for name, tensor in one.items():
         if "num_batches_tracked" in name:
             continue
-        assert torch.allclose(two[name], tensor, atol=1e-5, rtol=1e-4), name
-        moved += (tensor - 1).abs().sum().item()
-    assert moved > 0
+        # Detectron2's synchronised BatchNorm keeps the biased variance, torch's the unbiased one
+        rtol = 1e-3 if "running_var" in name else 1e-5
+        assert torch.allclose(two[name], tensor, atol=1e-5, rtol=rtol), name
 
     options = [*TWO, "MODEL.WEIGHTS", str(tmp_path / "two" / "model_final.pth")]
     expected = run("alone", *options, flags=["--eval-only"])
@@ -415,7 +432,7 @@ def test_two_processes_train_and_evaluate_as_one(run, tmp_path):
             if "seconds" not in name:
                 assert evaluated[kind][name] == pytest.approx(value, nan_ok=True), name
     # what the last evaluation of the training said
-    logged = lines_of(tmp_path / "two")[-1]
+    logged = logged_in(tmp_path / "two")
     assert logged["sparse_refine/mIoU"] == pytest.approx(
         expected["sparse_refine"]["mIoU"], abs=1e-3
     )

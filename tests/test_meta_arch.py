@@ -77,7 +77,7 @@ def model_of_two_classes(extractor, scores, **options):
 SCORES = torch.tensor([[[-9.0, 0.0]], [[9.0, 0.0]]])
 
 
-# ---- by hand ---------------------------------------------------------------------------------------
+# ---- by hand -------------------------------------------------------------------------------------
 
 
 def test_forward_by_hand():
@@ -173,7 +173,7 @@ def test_a_crop_reads_its_place_in_the_whole_image():
     assert extractor.sites.tolist() == [[0, 0, 2], [0, 1, 2]]
 
 
-# ---- what is selected, and what comes out ----------------------------------------------------------
+# ---- what is selected, and what comes out --------------------------------------------------------
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
@@ -342,7 +342,7 @@ def test_class_counts_that_differ_give_both_numbers():
         model([{"image": image_of(2, 4)}])
 
 
-# ---- training --------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def train(model, items, steps, lr=0.01):
@@ -503,7 +503,7 @@ def test_autocast_to_bfloat16(make_cfg):
     assert (results[0]["labels"] == plain_labels).float().mean() > 0.9
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_state_dict_round_trip(make_cfg):
@@ -543,7 +543,7 @@ def test_backends_share_the_state_dict(make_cfg):
     assert names[0] == names[1]
 
 
-# ---- wrap ------------------------------------------------------------------------------------------
+# ---- wrap ----------------------------------------------------------------------------------------
 
 
 class Plain(nn.Module):

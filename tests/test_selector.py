@@ -43,7 +43,7 @@ def as_set(sites):
     return set(map(tuple, sites.tolist()))
 
 
-# ---- entropy and margin ----------------------------------------------------------------------------
+# ---- entropy and margin --------------------------------------------------------------------------
 
 
 def test_entropy_by_hand():
@@ -84,7 +84,7 @@ def test_margin_by_hand():
     assert margin(torch.randn(1, 2, 2)).tolist() == [[1, 1], [1, 1]]
 
 
-# ---- repeating a low mask --------------------------------------------------------------------------
+# ---- repeating a low mask ------------------------------------------------------------------------
 
 
 def test_nearest_index_by_hand():
@@ -148,7 +148,7 @@ def test_a_crop_holds_what_the_whole_image_selects_there(selector, low, full):
             assert torch.equal(sites, everywhere[inside])
 
 
-# ---- thresholds ------------------------------------------------------------------------------------
+# ---- thresholds ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_thresholds_are_strict():
     assert len(MarginSelector(threshold=0.01)(even, whole(1, 2))) == 2
 
 
-# ---- budget ----------------------------------------------------------------------------------------
+# ---- budget --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("low, full", SIZES)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from sparse_refine.data import datasets, reading, synthetic
+from sparse_refine import add_sparse_refine_config
+from sparse_refine.data import datasets, reading, register_folders, synthetic
 
 NAMES = ("soil", "weed", "crop")
 BUILTIN = [
@@ -346,3 +349,26 @@ def test_cache_folder(monkeypatch):
 def test_impossible_synthetic_sets(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         field(tmp_path, **options)
+
+
+def test_folders_of_a_config(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.png")
+    Image.new("L", (6, 4)).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "split.txt").write_text("a\n")
+    cfg = get_cfg()
+    add_sparse_refine_config(cfg)
+    name = f"folders_{tmp_path.name}"
+    entry = [name, str(tmp_path / "images"), str(tmp_path / "labels"), str(tmp_path / "split.txt")]
+    text = yaml.safe_dump({"DATASETS": {"FOLDERS": [entry], "CLASS_NAMES": ["soil", "crop"]}})
+    (tmp_path / "own.yaml").write_text(text)
+    cfg.merge_from_file(str(tmp_path / "own.yaml"))
+    register_folders(cfg)
+    register_folders(cfg)  # a second time is nothing new
+    (record,) = DatasetCatalog.get(name)
+    assert (record["height"], record["width"]) == (4, 6)
+    assert MetadataCatalog.get(name).stuff_classes == ["soil", "crop"]
+    cfg.DATASETS.FOLDERS = [["b", "images"]]
+    with pytest.raises(ValueError, match=r"DATASETS.FOLDERS .*'b', 'images'"):
+        register_folders(cfg)

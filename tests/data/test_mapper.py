@@ -64,7 +64,7 @@ def native(length, start, full, size):
     return (torch.arange(start, start + length).double() + 0.5) * size / full - 0.5
 
 
-# ---- training: crop, labels and context agree ------------------------------------------------------
+# ---- training: crop, labels and context agree ----------------------------------------------------
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -216,7 +216,7 @@ def test_crops_of_a_single_class_are_drawn_anew(write):
     assert mixed(0.75) > 2 * max(mixed(1.0), 1)
 
 
-# ---- what the base's cached logits need ------------------------------------------------------------
+# ---- what the base's cached logits need ----------------------------------------------------------
 
 
 def test_a_plain_context_knows_no_augmentation(write):
@@ -236,7 +236,7 @@ def test_a_plain_context_knows_no_augmentation(write):
     assert flips == {False, True}
 
 
-# ---- colour ----------------------------------------------------------------------------------------
+# ---- colour --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
@@ -261,7 +261,7 @@ def test_channel_order(write):
     assert torch.equal(rgb, bgr.flip(0)) and rgb[2].unique().tolist() == [7]
 
 
-# ---- seeds -----------------------------------------------------------------------------------------
+# ---- seeds ---------------------------------------------------------------------------------------
 
 
 def test_a_seed_makes_a_sample(write):
@@ -297,7 +297,7 @@ def test_the_dataset_dict_is_left_as_it_was(write):
     assert item == before
 
 
-# ---- inference -------------------------------------------------------------------------------------
+# ---- inference -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale, size", [(1.0, (121, 200)), (0.25, (30, 50)), (0.3, (36, 60))])
@@ -332,7 +332,7 @@ def test_from_config(make_cfg, write):
     assert "context" not in SegmentationMapper(dense, is_train=True)(item)
 
 
-# ---- errors ----------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_a_label_that_is_no_class_stops_with_file_and_value(write):

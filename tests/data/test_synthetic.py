@@ -78,9 +78,8 @@ def test_shadow_leaves_labels_alone():
     canvas = np.full((60, 60, 4), 200, np.uint8)
     canvas[..., 3] = CROP
     parts = []
-    drawing.add_parts(
-        parts, np.array([[[5, 5], [30, 5], [30, 30], [5, 30]]], float), (0, 0, 0), WEED
-    )
+    square = np.array([[[5, 5], [30, 5], [30, 30], [5, 30]]], float)
+    drawing.add_parts(parts, square, (0, 0, 0), WEED)
     drawing.cast_shadow(canvas, parts, np.array([4.0, 0.0]), 1.0)
     assert (canvas[..., 3] == CROP).all()
     assert canvas[15, 20, 0] < 110 < 190 < canvas[15, 55, 0]

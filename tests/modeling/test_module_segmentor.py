@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain module behind Detectron2's contract: normalisation, padding, sizes, what it may return."""
+"""A plain module behind Detectron2's contract: normalisation, padding, sizes, what it returns."""
 
 import pytest
 import torch

@@ -29,6 +29,13 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # data sets of few large images (8 megapixels take 32 MB), where decoding is most of the work.
     cfg.INPUT.CACHE_IMAGES = 0
 
+    # ---- data sets of one's own ----------------------------------------------------------------
+    # Folders to register, each [name, image folder, label folder] or [..., split file], paths from
+    # where the program runs. Images and label maps share names up to the extension; labels hold
+    # 0..K-1 or MODEL.SEM_SEG_HEAD.IGNORE_VALUE. Use the names in DATASETS.TRAIN and TEST.
+    cfg.DATASETS.FOLDERS = []
+    cfg.DATASETS.CLASS_NAMES = []  # the K class names of those folders, in the order of the ids
+
     # ---- optimisation --------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     # Factor on BASE_LR for parameters under a module called `backbone` (pretrained weights), >= 0.

@@ -28,7 +28,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
 from .config import add_sparse_refine_config
-from .data import build_test_loader, build_train_loader, read_labels
+from .data import build_test_loader, build_train_loader, read_labels, register_folders
 from .evaluation import CityscapesSemSegEvaluator, SparseRefineEvaluator
 
 EVALUATOR_TYPES = ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg")
@@ -210,7 +210,8 @@ class Trainer(DefaultTrainer):
 def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
     """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
 
-    MODEL.DEVICE becomes "cpu" where there is no CUDA device.
+    MODEL.DEVICE becomes "cpu" where there is no CUDA device. Folders of DATASETS.FOLDERS are
+    registered.
     """
     cfg = get_cfg()
     add_sparse_refine_config(cfg)
@@ -219,6 +220,7 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    register_folders(cfg)
     return cfg
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Union
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
@@ -92,6 +93,29 @@ def register_image_label_folder(
         image_dir=image_dir,
         label_dir=label_dir,
     )
+
+
+def register_folders(cfg: CfgNode) -> None:
+    """Register the folders that cfg.DATASETS.FOLDERS lists; a name that is taken is left alone.
+
+    Raises:
+        ValueError: an entry that is not [name, images, labels] or [name, images, labels, split].
+    """
+    for entry in cfg.DATASETS.FOLDERS:
+        if len(entry) not in (3, 4):
+            raise ValueError(
+                f"DATASETS.FOLDERS has the entry {list(entry)}: [name, image folder, label folder] "
+                "or [name, image folder, label folder, split file] is needed"
+            )
+        if entry[0] not in DatasetCatalog:
+            register_image_label_folder(
+                entry[0],
+                entry[1],
+                entry[2],
+                cfg.DATASETS.CLASS_NAMES,
+                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                *entry[3:],
+            )
 
 
 def register_synthetic_field(

@@ -14,7 +14,10 @@ from .shapes import TURN, arcs, ovals, ribbons
 
 
 def make_soil(rng, height: int, width: int, light: np.ndarray) -> list[np.ndarray]:
-    """Clods, stones and crumbs under slanting light, moist and mossy in patches: R, G, B planes."""
+    """Clods, stones and crumbs under slanting light, moist and mossy in patches.
+
+    `light` is the way it travels, a unit (x, y). Returns the R, G, B planes, (H, W) uint8 each.
+    """
     rough = fractal_noise(rng, height, width, 256, 32, 0.8)  # where clods lie
     surface = 5 * fractal_noise(rng, height, width, 128, 2, 0.66)
     surface += _crumbs(rng, height, width, rng.uniform(8, 12))
@@ -25,11 +28,8 @@ def make_soil(rng, height: int, width: int, light: np.ndarray) -> list[np.ndarra
     small = (max(width // 8, 1), max(height // 8, 1))
     mean = cv2.GaussianBlur(cv2.resize(surface, small, interpolation=cv2.INTER_AREA), (0, 0), 2)
     hollow = np.clip(surface - cv2.resize(mean, (width, height)), -10, 8)
-    moist = (
-        1.5 * fractal_noise(rng, height, width, 512, 16, 0.6)
-        + rng.uniform(-1.5, 1.8)
-        - 0.12 * hollow
-    )
+    moist = 1.5 * fractal_noise(rng, height, width, 512, 16, 0.6) + rng.uniform(-1.5, 1.8)
+    moist -= 0.12 * hollow
     moist = 1 / (1 + np.exp(-moist))
     moss = fractal_noise(rng, height, width, 128, 8, 0.7) - rng.uniform(0.8, 1.6)
     moss = np.clip(1.5 * moss, 0, 1) * rng.uniform(0.5, 1.0)

@@ -13,7 +13,17 @@ from .noise import fractal_noise, relief, white_noise
 
 
 def illuminate(rng, planes, creases, labels, light) -> list[np.ndarray]:
-    """Curved, blotched leaves, then the scene's light and shade: float32 planes, 0..255 and up."""
+    """Curved, blotched leaves, then the scene's light and shade.
+
+    Args:
+        planes: R, G, B, (H, W) uint8 each.
+        creases: (H, W) uint8, 255 on plants, 0 off them and along their creases.
+        labels: (H, W) uint8.
+        light: the way that the light travels, a unit (x, y).
+
+    Returns:
+        R, G, B, (H, W) float32 each, 0..255 and up.
+    """
     height, width = labels.shape
     plant = (labels != SOIL).astype(np.float32)
     inside = np.sqrt(np.minimum(cv2.distanceTransform(creases, cv2.DIST_L2, 3), 14))

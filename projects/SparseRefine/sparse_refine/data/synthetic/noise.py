@@ -21,7 +21,14 @@ def white_noise(rng, shape: tuple[int, ...]) -> np.ndarray:
 def fractal_noise(
     rng, height: int, width: int, coarsest: int, finest: int, gain: float
 ) -> np.ndarray:
-    """Fractal noise, (H, W) float32 of unit variance: cells from `coarsest` down to `finest` px."""
+    """Octaves of smooth noise on top of one another, (H, W) float32 of about unit variance.
+
+    Args:
+        height, width: in pixels.
+        coarsest, finest: cell size in px of the first and the last octave; each halves the one
+            before.
+        gain: an octave's amplitude as a share of the one before: the larger, the rougher.
+    """
     rows, cols = height // coarsest + 2, width // coarsest + 2
     field, cell, amplitude, power = white_noise(rng, (rows, cols)), coarsest, 1.0, 1.0
     while cell > finest:
@@ -35,7 +42,16 @@ def fractal_noise(
 
 
 def relief(surface: np.ndarray, light: np.ndarray, gain: float) -> np.ndarray:
-    """How a surface takes slanting light, in -1..1: its slope against the light's way."""
+    """How a surface takes slanting light: its slope along the light's way, squashed to -1..1.
+
+    Args:
+        surface: (H, W) float32, heights in px.
+        light: the way that the light travels, a unit (x, y).
+        gain: the surface is made this much steeper first.
+
+    Returns:
+        (H, W) float32: above 0 where the surface rises along the light's way, and so faces it.
+    """
     slope = cv2.Sobel(surface, cv2.CV_32F, 1, 0, ksize=3, scale=gain * light[0] / 8)
     slope += cv2.Sobel(surface, cv2.CV_32F, 0, 1, ksize=3, scale=gain * light[1] / 8)
     return slope / (1 + np.abs(slope))

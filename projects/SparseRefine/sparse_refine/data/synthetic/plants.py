@@ -15,7 +15,12 @@ MARGIN = 200  # px around the image where plants that reach into it may stand
 
 
 def make_plants(rng, height: int, width: int) -> list[list[Part]]:
-    """Crop in rows and weeds in patches, as parts by layer, lowest first."""
+    """Crop in rows and weeds in patches, on an image of that size in pixels and around it.
+
+    Returns:
+        The parts of all plants by layer, `LAYERS` lists, lowest first; within a layer in painter's
+        order, crop and weed mixed at random.
+    """
     layers: list[list[Part]] = [[] for _ in range(LAYERS)]
     kinds = (grass, seedling, runner, feather, broadleaf, toothed)
     share = rng.dirichlet((7.0, 7.0, 3.5, 2.2, 3.0, 2.5))

@@ -32,12 +32,8 @@ def crop(rng, base, layers, color) -> None:
     leaflet = size * rng.uniform(48, 68, count) * (1 - 0.35 * young)
     stalk_color, tones = color * 0.9 + np.array([18, 12, 8]), _leaf_colors(rng, color, count)
 
-    owner, spot, out, share = (
-        [np.arange(count)],
-        [stalks[:, -1]],
-        [heading[:, -1]],
-        [np.ones(count)],
-    )
+    owner, spot = [np.arange(count)], [stalks[:, -1]]
+    out, share = [heading[:, -1]], [np.ones(count)]
     stems, pairs = [], rng.integers(1, 3, count) * (young < 0.7)
     for pair, place in enumerate((7, 4)):
         for side in (-1, 1):
@@ -107,11 +103,8 @@ def runner(rng, base, layers, color) -> None:
 
 def feather(rng, base, layers, color) -> None:
     """Threads on threads, as mayweed has: leaves with hardly any area."""
-    parts, size, count = (
-        layers[int(rng.integers(1, LAYERS))],
-        rng.uniform(0.6, 1.2),
-        rng.integers(3, 8),
-    )
+    parts, size = layers[int(rng.integers(1, LAYERS))], rng.uniform(0.6, 1.2)
+    count = rng.integers(3, 8)
     angle = rng.uniform(0, TURN) + SPIRAL * np.arange(count) + rng.normal(0, 0.2, count)
     paths = arcs(base, angle, size * rng.uniform(50, 110, count), rng.normal(0, 0.25, count), 14)
     tones = _leaf_colors(rng, color, count)
@@ -132,10 +125,8 @@ def broadleaf(rng, base, layers, color) -> None:
     stalks = arcs(base, angle, size * rng.uniform(25, 90, count), rng.normal(0, 0.25, count), 8)
     length = size * rng.uniform(45, 95, count)
     leaves, veins = ovals(rng, stalks[:, -1], angle, length, ratio, rng.uniform(0, 0.12), 27)
-    stalks, tones = (
-        ribbons(stalks, rng.uniform(1.5, 3.2, count), 0.3),
-        _leaf_colors(rng, color, count),
-    )
+    stalks = ribbons(stalks, rng.uniform(1.5, 3.2, count), 0.3)
+    tones = _leaf_colors(rng, color, count)
     for level, mine in ((1, slice(0, 4)), (2, slice(4, None))):
         add_parts(layers[level], stalks[mine], color * 0.95, WEED)
         add_parts(layers[level], leaves[mine], tones[mine], WEED, veins[mine])
@@ -147,9 +138,8 @@ def toothed(rng, base, layers, color) -> None:
     angle = rng.uniform(0, TURN) + SPIRAL * np.arange(count) + rng.normal(0, 0.15, count)
     length = size * rng.uniform(60, 135, count)
     leaves, veins = ovals(rng, base, angle, length, ratio, rng.uniform(0.4, 1.0), 25)
-    add_parts(
-        layers[1], leaves, _leaf_colors(rng, color, count), WEED, [lines[:1] for lines in veins]
-    )
+    midribs = [lines[:1] for lines in veins]
+    add_parts(layers[1], leaves, _leaf_colors(rng, color, count), WEED, midribs)
 
 
 def _leaf_colors(rng, color: np.ndarray, count: int) -> np.ndarray:

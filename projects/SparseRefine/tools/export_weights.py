@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""A training checkpoint -> a small file of weights: safetensors, without optimizer state.
+
+    python projects/SparseRefine/tools/export_weights.py output/x/model_final.pth x.safetensors \\
+        --half
+    python projects/SparseRefine/tools/export_weights.py output/y/model_final.pth y.safetensors \\
+        --half --drop coarse.base.
+
+`--drop coarse.base.` leaves the frozen base out of a SparseRefine checkpoint; the config then names
+the base's own file in MODEL.SPARSE_REFINE.BASE.WEIGHTS.
+"""
+
+import argparse
+import os
+
+from sparse_refine.checkpoint import load_weights, save_weights
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("checkpoint", help=".pth or .safetensors")
+    parser.add_argument("output", help=".safetensors")
+    parser.add_argument("--half", action="store_true", help="floating point numbers as fp16")
+    parser.add_argument("--drop", default=None, metavar="PREFIX", help="leave these names out")
+    args = parser.parse_args()
+    if not args.output.endswith(".safetensors"):
+        parser.error(f"output is {args.output}: its name must end in .safetensors")
+    weights = load_weights(args.checkpoint)["model"]
+    kept = {
+        name: tensor
+        for name, tensor in weights.items()
+        if args.drop is None or not name.startswith(args.drop)
+    }
+    if not kept:
+        parser.error(f"every name in {args.checkpoint} begins with {args.drop}")
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    save_weights(kept, args.output, half=args.half)
+    size = os.path.getsize(args.output) / 2**20
+    print(f"{args.output}: {len(kept)} of {len(weights)} tensors, {size:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
