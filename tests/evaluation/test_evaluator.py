@@ -361,7 +361,7 @@ def test_label_map_is_the_first_highest_score(classes):
         labels = label_map_of({"sem_seg": scores.to(kind)})
         expected = np.argmax(scores.numpy(), axis=0)  # numpy promises the first of equals
         assert (labels == expected).all()
-    assert labels.dtype == (np.uint8 if classes <= 256 else np.int32)
+    assert labels.dtype == (np.uint8 if classes <= 256 else np.int16)
 
 
 def test_two_processes_give_what_one_gives(tmp_path):

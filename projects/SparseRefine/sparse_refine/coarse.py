@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .coarse_cache import CoarseCache
+from .labels import argmax_labels
 
 SCORE_TYPES = ("logits", "probabilities", "scores")
 
@@ -184,20 +185,28 @@ class CoarsePass(nn.Module):
         return logits[:, :, columns][:, rows]
 
     def full_labels(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(K,h,w) -> label map (H,W), uint8 where K <= 255, else int16."""
-        dtype = torch.uint8 if logits.shape[0] <= 255 else torch.int16
-        rows = nearest_index(size[0], logits.shape[-2], logits.device)
+        """(K,h,w) -> label map (H,W), see `argmax_labels`. K x H x W never exists."""
+        height = logits.shape[-2]
         if self.interpolation == "nearest":
+            rows = nearest_index(size[0], height, logits.device)
             columns = nearest_index(size[1], logits.shape[-1], logits.device)
-            return logits.argmax(0).to(dtype)[:, columns][rows]
-        labels = torch.empty(size, dtype=dtype, device=logits.device)
-        for top in range(0, size[0], 256):  # strips, so that K x H x W never exists
-            y, x = torch.meshgrid(
-                torch.arange(top, min(top + 256, size[0]), device=logits.device),
-                torch.arange(size[1], device=logits.device),
-                indexing="ij",
-            )
-            view = View(0, 0, *size, full=size)
-            values = self.at_sites(logits, torch.stack([y.flatten(), x.flatten()], 1), view)
-            labels[top : top + 256] = values.argmax(1).view_as(y).to(dtype)
-        return labels
+            return argmax_labels(logits)[:, columns][rows]
+        # F.interpolate in strips: along the rows inside it, between the rows by hand
+        y = ((torch.arange(size[0], device=logits.device) + 0.5) * (height / size[0]) - 0.5).clamp(
+            0, height - 1
+        )
+        above = y.long()
+        below = (above + 1).clamp(max=height - 1)
+        share = (y - above).to(logits.dtype)[:, None]
+        strips = []
+        for strip in torch.arange(size[0], device=logits.device).split(128):
+            first, last = int(above[strip[0]]), int(below[strip[-1]])
+            rows = F.interpolate(
+                logits[None, :, first : last + 1],
+                size=(last + 1 - first, size[1]),
+                mode="bilinear",
+                align_corners=False,
+            )[0]
+            upper, lower = rows[:, above[strip] - first], rows[:, below[strip] - first]
+            strips.append(argmax_labels(torch.lerp(upper, lower, share[strip])))
+        return torch.cat(strips)

@@ -18,6 +18,7 @@ from .build import build_parts
 from .coarse import CoarsePass, View, nearest_index
 from .ensembler import GatedEnsembler
 from .extractor import SparseUNetExtractor
+from .labels import argmax_labels
 from .losses import cross_entropy, soft_dice
 from .modeling import ModuleSegmentor
 from .refinement import Refinement
@@ -218,17 +219,20 @@ class SparseRefine(nn.Module):
         ):
             size = tuple(item["image"].shape[-2:])
             height, width = item.get("height", size[0]), item.get("width", size[1])
-            labels = self.coarse.full_labels(out["sem_seg"], size)
-            predictions = [x.argmax(1).to(labels.dtype) for x in logits]
-            labels[s[:, 0], s[:, 1]] = predictions[2]
+            predictions = [argmax_labels(x.t()) for x in logits]
             result = {k: v for k, v in out.items() if k != "sem_seg"}
-            result["refinement"] = Refinement(labels, s, *predictions, entropy(out["sem_seg"]))
             if self.output == "logits":
                 full = self.coarse.full_logits(out["sem_seg"], size)
                 full[:, s[:, 0], s[:, 1]] = logits[2].t().to(full.dtype)  # autocast
-                result["sem_seg"] = sem_seg_postprocess(full, size, height, width)
+                labels = argmax_labels(full)
+                if (height, width) != size:
+                    full = sem_seg_postprocess(full, size, height, width)
+                result["sem_seg"] = full
             else:
+                labels = self.coarse.full_labels(out["sem_seg"], size)
+                labels[s[:, 0], s[:, 1]] = predictions[2]
                 result["labels"] = _resize_labels(labels, (height, width))
+            result["refinement"] = Refinement(labels, s, *predictions, entropy(out["sem_seg"]))
             results.append(result)
         return results
 
