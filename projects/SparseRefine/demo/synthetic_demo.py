@@ -14,14 +14,13 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
-from sparse_refine.data import build_test_loader, read_image, read_labels
+from sparse_refine.data import build_test_loader
 from sparse_refine.engine import Trainer, load_config, load_model
 from sparse_refine.evaluation.comparison import Arm, compare, comparison_table
-from sparse_refine.visualization import save_refinement_figure
+from sparse_refine.visualization import draw
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs" / "synthetic_field"
@@ -68,21 +67,9 @@ def main():
     rows = compare(arms, dataset, output, refiner.TEST.BOUNDARY_DISTANCE)
 
     print("3/3  Drawing the figure ...", flush=True)
+    draw(output / "figure.png", models["sparse_refine"], dataset, 0, refiner.INPUT.FORMAT)
     record = DatasetCatalog.get(dataset)[0]
-    image = read_image(record["file_name"])
-    with torch.inference_mode():
-        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        refinement = models["sparse_refine"]([{"image": tensor}])[0]["refinement"]
-    metadata = MetadataCatalog.get(dataset)
-    save_refinement_figure(
-        output / "figure.png",
-        image,
-        refinement,
-        read_labels(record["sem_seg_file_name"]),
-        metadata.stuff_classes,
-        metadata.stuff_colors,
-    )
-    print(f"\n{dataset}: {len(arms[0].loader)} images of {image.shape[1]}x{image.shape[0]}\n")
+    print(f"\n{dataset}: {len(arms[0].loader)} images of {record['width']}x{record['height']}\n")
     print(comparison_table(rows))
     print(
         f"\n{os.path.join(args.output, 'results.json')}  {os.path.join(args.output, 'figure.png')}"

@@ -25,7 +25,11 @@ as `selector(logits, view)`, see `Selector`.
 
 def entropy(logits: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """-sum p ln(clamp(p, 1e-5)) over `dim`, p = softmax(logits): nats, 0..ln K (section 3.2)."""
-    probabilities = logits.softmax(dim)
+    return distribution_entropy(logits.softmax(dim), dim)
+
+
+def distribution_entropy(probabilities: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """The same of probabilities."""
     return -(probabilities * probabilities.clamp(min=1e-5).log()).sum(dim)
 
 

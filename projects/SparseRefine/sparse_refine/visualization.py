@@ -7,7 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .data import read_image, read_labels
 from .files import write_whole
 
 
@@ -38,6 +41,24 @@ def best_window(
     )
     top, left = np.unravel_index(sums.argmax(), sums.shape)
     return int(top), int(left)
+
+
+def draw(path: str | Path, model, dataset_name: str, position: int, image_format: str) -> None:
+    """Run SparseRefine on the image at `position` of a registered data set and save its figure."""
+    record = DatasetCatalog.get(dataset_name)[position]
+    metadata = MetadataCatalog.get(dataset_name)
+    image = read_image(record["file_name"], format=image_format)
+    with torch.inference_mode():
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        refinement = model([{"image": tensor}])[0]["refinement"]
+    save_refinement_figure(
+        path,
+        image if image_format == "RGB" else image[..., ::-1],
+        refinement,
+        read_labels(record["sem_seg_file_name"]),
+        metadata.stuff_classes,
+        metadata.stuff_colors,
+    )
 
 
 def save_refinement_figure(

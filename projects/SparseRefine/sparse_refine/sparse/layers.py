@@ -7,8 +7,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
+from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
 
@@ -49,20 +49,32 @@ class SiteNorm(nn.BatchNorm1d):
         return super().forward(features)
 
 
-class SyncSiteNorm(NaiveSyncBatchNorm):
-    """Batch normalisation over the sites of all processes, each with as many as it has; in a single
-    process it does what `SiteNorm` does."""
+class SyncSiteNorm(SiteNorm):
+    """`SiteNorm` over the sites of all processes, each with as many as it has.
 
-    def __init__(self, channels: int):
-        super().__init__(channels, stats_mode="N")
+    The same numbers as in one process that has them all; Detectron2's NaiveSyncBatchNorm keeps the
+    biased variance in its running statistics, and needs another shape.
+    """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.training and len(features) < 2 and comm.get_world_size() == 1:
-            return _by_running_statistics(self, features)
-        # the numbers of sites are summed in the features' type: bfloat16 counts only to 256
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        normalised = super().forward(features.to(dtype)[:, :, None, None])
-        return normalised[:, :, 0, 0].to(features.dtype)
+        if not self.training or comm.get_world_size() == 1:
+            return super().forward(features)
+        x = features.to(torch.promote_types(features.dtype, torch.float32))
+        sums = torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))])
+        sums = differentiable_all_reduce(sums)
+        count = sums[-1].item()
+        if count < 2:
+            # sums * 0: the gradient of all_reduce is one too, every process waits for the others
+            return _by_running_statistics(self, features) + 0.0 * sums.sum().to(features.dtype)
+        mean, square = (sums[:-1] / count).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return ((x - mean) * scale + self.bias).to(features.dtype)
 
 
 def _by_running_statistics(norm: nn.Module, features: torch.Tensor) -> torch.Tensor:
