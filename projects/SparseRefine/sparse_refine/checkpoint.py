@@ -127,20 +127,17 @@ class SafeCheckpointer(DetectionCheckpointer):
             f"{name} is {tuple(of_file)} in the checkpoint and {tuple(of_model)} in the model"
             for name, of_file, of_model in incompatible.incorrect_shapes
         ]
+        missing = [n for n in incompatible.missing_keys if not n.startswith(self.may_miss or ())]
         if self.may_miss is not None:
             wrong = {name for name, _, _ in incompatible.incorrect_shapes}
-            faults += [
-                f"{name} is missing"
-                for name in incompatible.missing_keys
-                if name not in wrong and not name.startswith(self.may_miss)
-            ]
+            faults += [f"{name} is missing" for name in missing if name not in wrong]
         if faults:
             more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
             raise ValueError(
                 f"the checkpoint does not fit the model: {'; '.join(faults[:4])}{more}. Check "
                 "MODEL.WEIGHTS, MODEL.SEM_SEG_HEAD.NUM_CLASSES and the model's keys"
             )
-        super()._log_incompatible_keys(incompatible)
+        super()._log_incompatible_keys(incompatible._replace(missing_keys=missing))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = load_weights(filename, self.allow_pickle)

@@ -63,9 +63,8 @@ class SyncSiteNorm(SiteNorm):
         sums = torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))])
         sums = differentiable_all_reduce(sums)
         count = sums[-1].item()
-        if count < 2:
-            # sums * 0: the gradient of all_reduce is one too, every process waits for the others
-            return _by_running_statistics(self, features) + 0.0 * sums.sum().to(features.dtype)
+        if count < 2:  # in every process: none of them waits for this one's gradient
+            return _by_running_statistics(self, features)
         mean, square = (sums[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
