@@ -137,8 +137,8 @@ def test_tensors_that_are_missing(tmp_path):
     path = str(tmp_path / "part.pth")
     SafeCheckpointer(nn.Sequential(linear())).load(path)  # to go on from, in training
     with pytest.raises(ValueError, match=r"0\.bias is missing"):
-        SafeCheckpointer(nn.Sequential(linear()), may_miss=()).load(path)
-    SafeCheckpointer(nn.Sequential(linear()), may_miss=("0.bi",)).load(path)
+        SafeCheckpointer(nn.Sequential(linear()), required=("",)).load(path)
+    SafeCheckpointer(nn.Sequential(linear()), required=("",), supplied=("0.bi",)).load(path)
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_refine.coarse import CoarsePass, View, downsample, low_size, to_logits
+from sparse_refine.labels import argmax_labels
 from sparse_refine.selector import EntropySelector, entropy
 
 SIZES = [((3, 4), (6, 8)), ((4, 5), (4, 5)), ((2, 3), (5, 7)), ((5, 3), (13, 11)), ((1, 1), (3, 2))]
@@ -169,6 +170,15 @@ def test_labels_of_a_tall_image_with_many_classes(interpolation):
     assert labels.dtype == torch.int16
     agree = labels.long() == module.full_logits(logits, (601, 4)).argmax(0)
     assert agree.float().mean() > 0.999 and labels.max() > 255
+
+
+def test_labels_are_the_first_highest_score():
+    scores = torch.tensor([[1.0, 5.0, 2.0, 7.0], [3.0, 5.0, 2.0, 7.0], [3.0, 4.0, 6.0, 8.0]])
+    assert argmax_labels(scores[:, None]).tolist() == [[1, 0, 2, 2]]
+    for classes, dtype in ((1, torch.uint8), (256, torch.uint8), (257, torch.int16)):
+        many = torch.randn(classes, 4, 5)
+        assert torch.equal(argmax_labels(many).long(), many.argmax(0))
+        assert argmax_labels(many).dtype == dtype
 
 
 def test_no_sites():

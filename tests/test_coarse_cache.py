@@ -68,6 +68,16 @@ def test_the_second_time_the_base_is_not_called(make, item):
     assert base.images == 1 and torch.equal(first, third)
 
 
+def test_logits_beyond_half_precision(make, item):
+    base = CountingBase()
+    with torch.no_grad():
+        base.conv.bias += torch.tensor([1e6, -1e6, 0.0, 70000.0])
+    module = make(base)
+    (first,), (second,) = logits_of(module, item), logits_of(module, item)
+    assert base.images == 1 and first.isfinite().all() and torch.equal(first, second)
+    assert torch.equal(first.argmax(0), torch.zeros(4, 6))
+
+
 def test_only_the_missing_images_of_a_batch_are_computed(make, item, tmp_path):
     base = CountingBase()
     module = make(base)

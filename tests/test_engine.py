@@ -18,16 +18,29 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser, launch
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from sparse_refine import SparseRefine
-from sparse_refine.checkpoint import load_weights
+from sparse_refine.checkpoint import load_weights, save_weights
 from sparse_refine.data import build_train_loader
 from sparse_refine.engine import Trainer, check_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = "MODEL.SPARSE_REFINE."
 SCALAR = ["fraction", "accuracy_coarse", "accuracy_refined", "accuracy_fused"]
+
+
+def base_weights(cfg, folder):
+    """A file of weights for the frozen base, always the same ones."""
+    if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
+        return ""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = META_ARCH_REGISTRY.get(cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE)(cfg)
+    path = str(folder / f"given_base_{comm.get_rank()}.safetensors")
+    save_weights(base.state_dict(), path)
+    return path
 
 
 def train_net(cfg, *flags):
@@ -39,6 +52,8 @@ def train_net(cfg, *flags):
     spec.loader.exec_module(module)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
+    if not cfg.MODEL.WEIGHTS and not cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS:
+        cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = base_weights(cfg, folder)
     file = folder / f"given_{comm.get_rank()}.yaml"
     file.write_text(cfg.dump())
     return module.main(default_argument_parser().parse_args(["--config-file", str(file), *flags]))
@@ -192,6 +207,17 @@ def test_mixed_precision_on_the_cpu(run, tmp_path):
     assert any(not torch.equal(mixed[name], tensor) for name, tensor in full.items())
     losses = [logged_in(tmp_path / folder)["total_loss"] for folder in "ab"]
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
+
+
+def test_random_weights_are_refused(run, tmp_path):
+    """Where nobody gave the frozen base weights, and where nothing is there to evaluate."""
+    run("dense", "MODEL.META_ARCHITECTURE", "TinyBase", "SOLVER.MAX_ITER", 1)
+    dense = str(tmp_path / "dense" / "model_final.pth")
+    with pytest.raises(ValueError, match=r"coarse\.base\..* is missing.*BASE\.WEIGHTS"):
+        run("a", "MODEL.WEIGHTS", dense)
+    run("b", "SOLVER.MAX_ITER", 1)
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is ''"):
+        run("b", METHOD + "BASE.WEIGHTS", dense, flags=["--eval-only"])
 
 
 # ---- resume --------------------------------------------------------------------------------------

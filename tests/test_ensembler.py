@@ -56,6 +56,16 @@ def test_gate_weighs_logits_not_probabilities():
     assert torch.allclose(module(logits, logits), module.head(logits), atol=1e-5)
 
 
+def test_gate_looks_at_each_pixel_by_itself():
+    """Also where there are more of them than it takes at once."""
+    module = gate_of_two()
+    coarse, refined = torch.randn(40001, 2), torch.randn(40001, 2)
+    fused = module(coarse, refined)
+    assert fused.shape == (40001, 2)
+    parts = [module(c, r) for c, r in zip(coarse.split(999), refined.split(999))]
+    assert torch.allclose(fused, torch.cat(parts), atol=1e-6)
+
+
 def test_gate_has_the_sizes_of_the_paper():
     # 19 classes, 64 wide: 40 * 64 + 64 + 64 * 2 + 2 and 19 * 64 + 64 + 64 * 19 + 19
     module = GatedEnsembler(num_classes=19)

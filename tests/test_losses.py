@@ -37,8 +37,9 @@ def test_dice_by_hand():
 
 
 def test_dice_counts_the_classes_that_are_there():
-    # Three classes, (1/2, 1/4, 1/4); all labels are 0: (2 * 0.5 + 1) / (0.5 + 1 + 1) = 0.8
-    logits = torch.tensor([[math.log(2), 0.0, 0.0]])
+    # Three classes, (4, 3, 1) / 8; the only label is 0: (2 * 0.5 + 1) / (0.5 + 1 + 1) = 0.8. The
+    # absent ones would have 1 / 1.375 and 1 / 1.125.
+    logits = torch.tensor([[4.0, 3.0, 1.0]]).log()
     assert soft_dice(logits, torch.tensor([0])).item() == pytest.approx(0.2, abs=1e-6)
 
 

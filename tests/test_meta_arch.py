@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from sparse_refine import Refinement, SparseRefine
+from sparse_refine import ModuleSegmentor, Refinement, SparseRefine
 from sparse_refine.coarse import CoarsePass, View, downsample, low_size
 from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler
 from sparse_refine.extractor import SparseUNetExtractor
@@ -256,6 +256,23 @@ def test_a_batch_of_different_sizes_is_its_images_one_by_one(make_cfg, output):
     assert len({len(out["refinement"].sites) for out in together}) > 2
 
 
+def test_a_base_that_pads_does_not_see_the_batch():
+    """Padding to the largest image would change the smaller ones' coarse logits."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    model = SparseRefine.wrap(
+        module,
+        num_classes=4,
+        selector=BudgetSelector(count=50),
+        extractor=SparseUNetExtractor(num_classes=4, channels=(4,), backend="torch"),
+    ).eval()
+    sizes = [(20, 30), (33, 17), (20, 30), (40, 40)]
+    inputs = [{"image": image_of(*size, seed=i)} for i, size in enumerate(sizes)]
+    with torch.no_grad():
+        for item, of_batch in zip(inputs, model(inputs)):
+            (alone,) = model([item])
+            assert torch.allclose(of_batch["sem_seg"], alone["sem_seg"], atol=1e-5)
+
+
 def test_pixels_that_are_not_selected_do_not_matter(make_cfg):
     """The refiner sees the selected pixels and nothing else of the large image."""
     model = SparseRefine(make_cfg(SELECT, 0.8)).eval()
@@ -490,6 +507,12 @@ def test_autocast_to_bfloat16(make_cfg):
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
+    # in training the base is not part of it: thresholds are fine, and the base is what it was
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = [output["sem_seg"] for output in model.coarse(items)]
+    for logits, output in zip(coarse, model.coarse(items)):
+        assert torch.equal(logits, output["sem_seg"])
+
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         for output in ("logits", "labels"):
@@ -576,6 +599,15 @@ def test_wrap_a_plain_module(as_dict):
     assert set(losses) == {"loss_refined", "loss_fused"} and not module.training
     (output,) = model.eval()([{"image": image_of(26, 40)}])
     assert output["labels"].shape == (26, 40) and len(output["refinement"].sites) > 0
+
+
+def test_wrap_a_segmentor_of_ones_own():
+    """What normalises and pads already is not wrapped twice."""
+    segmentor = ModuleSegmentor(Plain(), pixel_mean=(1, 2, 3), size_divisibility=4)
+    model = SparseRefine.wrap(segmentor, num_classes=4, interpolation="bilinear")
+    assert model.coarse.base is segmentor and model.coarse.interpolation == "bilinear"
+    (output,) = model.eval()([{"image": image_of(16, 20)}])
+    assert output["sem_seg"].shape == (4, 16, 20)
 
 
 def test_wrap_gives_the_paper_by_default():

@@ -226,6 +226,9 @@ def test_budget_of_equals_is_in_raster_order():
     sites = BudgetSelector(count=7)(torch.zeros(2, 2, 2), whole(4, 6))
     # blocks of 2 x 3: all of the first, and one pixel of the second
     assert as_set(sites) == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3)}
+    # also where there are enough of them for a sort to mix them up
+    sites = BudgetSelector(count=1234)(torch.zeros(2, 80, 100), whole(80, 100))
+    assert (sites[:, 0] * 100 + sites[:, 1]).tolist() == list(range(1234))
 
 
 def test_a_selector_of_ones_own_is_a_class_and_a_name(make_cfg):

@@ -23,7 +23,7 @@ def setup(args):
 
 def main(args):
     cfg = setup(args)
-    if args.eval_only:
+    if args.eval_only:  # with --resume: only the images that an interrupted evaluation left
         results = Trainer.test(cfg, load_model(cfg), resume=args.resume)
         if comm.is_main_process():
             verify_results(cfg, results)

@@ -216,6 +216,29 @@ def test_crops_of_a_single_class_are_drawn_anew(write):
     assert mixed(0.75) > 2 * max(mixed(1.0), 1)
 
 
+# ---- images kept in memory -----------------------------------------------------------------------
+
+
+def test_kept_images_are_read_once_and_give_the_same_samples(write, tmp_path, monkeypatch):
+    from sparse_refine.data import mapper as module
+
+    item = write(noise(), blocks())
+    (tmp_path / "other.png").write_bytes((tmp_path / "image.png").read_bytes())
+    other = {**item, "file_name": str(tmp_path / "other.png")}
+    options = {"crop_size": (40, 48), "context_scale": 1.0, "flip": True, "color_aug": True}
+    fresh = [mapper(**options)({**d, "seed": s}) for s in range(4) for d in (item, other)]
+
+    read, files = module.read_image, []
+    monkeypatch.setattr(
+        module, "read_image", lambda name, **how: (files.append(name), read(name, **how))[1]
+    )
+    keep = mapper(**options, cache_images=1)
+    kept = [keep({**d, "seed": s}) for s in range(4) for d in (item, other)]
+    assert (files.count(item["file_name"]), files.count(other["file_name"])) == (1, 4)
+    for a, b in zip(fresh, kept):
+        assert all(torch.equal(a[key], b[key]) for key in ("image", "context", "sem_seg"))
+
+
 # ---- what the base's cached logits need ----------------------------------------------------------
 
 

@@ -12,14 +12,16 @@ figure.png.
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import Trainer, load_config, load_model
-from sparse_refine.evaluation.comparison import Arm, compare, comparison_table
+from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
 from sparse_refine.visualization import draw
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -44,8 +46,13 @@ def main():
     refiner = load_config(
         str(CONFIGS / "sparse_refine.yaml"),
         ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", str(low), "OUTPUT_DIR", str(output / "train")]
+        + ["DATASETS.TEST", "()"]  # the comparison below evaluates
         + args.opts,
     )
+    for path in (low, full):
+        if not path.is_file():
+            sys.exit(f"{path} is missing: the demo runs from a complete checkout")
+    seed_all_rng(refiner.SEED)
     print("1/3  Training the refiner; the base stays frozen ...", flush=True)
     trainer = Trainer(refiner)
     trainer.resume_or_load(resume=False)
@@ -53,12 +60,17 @@ def main():
 
     print("2/3  Three models on the same images, in turn ...", flush=True)
     dense = {
-        "dense_low": load_config(str(CONFIGS / "dense_low.yaml"), ["MODEL.WEIGHTS", str(low)]),
-        "dense_full": load_config(str(CONFIGS / "dense_full.yaml"), ["MODEL.WEIGHTS", str(full)]),
+        f"dense_{name}": load_config(
+            str(CONFIGS / f"dense_{name}.yaml"), ["MODEL.WEIGHTS", str(weights), *IN_PROCESS]
+        )
+        for name, weights in (("low", low), ("full", full))
     }
-    dataset = refiner.DATASETS.TEST[0]
+    dataset = dense["dense_low"].DATASETS.TEST[0]
     models = {name: load_model(cfg) for name, cfg in dense.items()}
     models["sparse_refine"] = trainer.model.eval()
+    refiner = refiner.clone()
+    refiner.defrost()
+    refiner.merge_from_list(IN_PROCESS)
     configs = {**dense, "sparse_refine": refiner}
     arms = [
         Arm(name, model, build_test_loader(configs[name], dataset))

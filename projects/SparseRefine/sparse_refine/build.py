@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 
 import torch
+from detectron2.config import CfgNode as CN
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .checkpoint import load_weights
@@ -68,13 +70,15 @@ def load_base_weights(
     Raises:
         ValueError: tensors are missing or of another shape: the file, the names and both shapes.
     """
+    path = PathManager.get_local_path(path)
     state = {
         name[len(prefix) :]: torch.as_tensor(tensor)  # Detectron2's .pkl files hold numpy arrays
         for name, tensor in load_weights(path, allow_pickle)["model"].items()
         if name.startswith(prefix)
     }
     own = base.state_dict()
-    missing = [name for name in own if name not in state]
+    # a frozen base never reads the counters, and converted checkpoints lack them
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     shapes = [
         f"{name} is {tuple(state[name].shape)} in the file and {tuple(tensor.shape)} in the model"
         for name, tensor in own.items()
@@ -87,7 +91,7 @@ def load_base_weights(
             f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check "
             "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX, MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
-    base.load_state_dict({name: state[name] for name in own})
+    base.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
     logger.info(f"Base {type(base).__name__}: {len(own)} tensors from {path}")
 
 
@@ -116,10 +120,13 @@ def _build_cache(cfg) -> CoarseCache | None:
     node = cfg.MODEL.SPARSE_REFINE
     if not node.COARSE_CACHE:
         return None
-    # what the base's logits depend on besides the image and the weights
-    settings = (node.BASE.SCALE, node.BASE.SCORE_TYPE, cfg.INPUT.FORMAT)
-    settings += (*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD)
-    return CoarseCache(node.COARSE_CACHE, " ".join(map(str, settings)))
+    # what the base's logits depend on besides the image and the weights: all that shapes the base
+    model = cfg.MODEL.clone()
+    model.defrost()
+    model.WEIGHTS = model.DEVICE = ""
+    model.SPARSE_REFINE = CN()
+    base = (node.BASE.META_ARCHITECTURE, node.BASE.SCALE, node.BASE.SCORE_TYPE, cfg.INPUT.FORMAT)
+    return CoarseCache(node.COARSE_CACHE, f"{base} {model.dump()}")
 
 
 def _get(registry, node: str, name: str, key: str = "NAME"):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
+from detectron2.utils import comm
 from safetensors.torch import load_file, save_file
 
 from .files import write_whole
@@ -55,10 +56,11 @@ def load_weights(path: str, allow_pickle: bool = False) -> dict[str, Any]:
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: str, half: bool = False) -> None:
     """Write tensors as `.safetensors`, floating point ones in fp16 where `half`."""
-    tensors = {
-        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().cpu()
-        for name, tensor in state_dict.items()
-    }
+    tensors = {}
+    for name, tensor in state_dict.items():
+        if half and tensor.is_floating_point():
+            tensor = tensor.clamp(-65504, 65504).half()  # what fp16 holds
+        tensors[name] = tensor.contiguous().cpu()
     seen = set()
     for name, tensor in tensors.items():  # safetensors refuses tied weights: each gets its own
         if tensor.data_ptr() in seen:
@@ -80,9 +82,9 @@ def state_digest(state_dict: dict[str, torch.Tensor], salt: str = "") -> str:
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with whole-or-nothing files and `load_weights`.
 
-    A tensor of another shape is an error, never skipped. Where `may_miss` is given (prefixes of
-    names), so is a tensor of the model that the file lacks and no prefix covers: a model that is
-    only evaluated must not keep random weights.
+    A tensor of another shape is an error, never skipped. So is one of the model that the file
+    lacks, if its name begins with one of `required` ("" is all) and not with one of `supplied`,
+    which have their weights already: what is only evaluated, or frozen, must not stay random.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_dir="",
         *,
         allow_pickle: bool = False,
-        may_miss: tuple[str, ...] | None = None,
+        required: tuple[str, ...] = (),
+        supplied: tuple[str, ...] = (),
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.allow_pickle = allow_pickle
-        self.may_miss = may_miss
+        self.required = required
+        self.supplied = supplied
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -118,7 +122,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         write_whole(os.path.join(self.save_dir, "last_checkpoint"), write)
 
     def load(self, path: str, *args, **kwargs):
-        if path and "://" not in path and not os.path.isfile(path):
+        if path and "://" not in path and comm.is_main_process() and not os.path.isfile(path):
             raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path!r} does not exist")
         return super().load(path, *args, **kwargs)
 
@@ -127,22 +131,28 @@ class SafeCheckpointer(DetectionCheckpointer):
             f"{name} is {tuple(of_file)} in the checkpoint and {tuple(of_model)} in the model"
             for name, of_file, of_model in incompatible.incorrect_shapes
         ]
-        missing = [n for n in incompatible.missing_keys if not n.startswith(self.may_miss or ())]
-        if self.may_miss is not None:
-            wrong = {name for name, _, _ in incompatible.incorrect_shapes}
-            faults += [f"{name} is missing" for name in missing if name not in wrong]
+        wrong = {name for name, _, _ in incompatible.incorrect_shapes}
+        missing = [n for n in incompatible.missing_keys if not n.startswith(self.supplied)]
+        faults += [
+            f"{name} is missing"
+            for name in missing
+            if name not in wrong and name.startswith(self.required)
+        ]
         if faults:
             more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
             raise ValueError(
                 f"the checkpoint does not fit the model: {'; '.join(faults[:4])}{more}. Check "
-                "MODEL.WEIGHTS, MODEL.SEM_SEG_HEAD.NUM_CLASSES and the model's keys"
+                "MODEL.WEIGHTS, MODEL.SPARSE_REFINE.BASE.WEIGHTS (the base's own checkpoint), "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES and the model's keys"
             )
         super()._log_incompatible_keys(incompatible._replace(missing_keys=missing))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = load_weights(filename, self.allow_pickle)
-        if filename.endswith(".pkl") and "__author__" not in content:
-            content["matching_heuristics"] = True
+        if filename.endswith(".pkl") and "__author__" not in content:  # as Detectron2 reads them
+            blobs = content["model"].get("blobs", content["model"])
+            model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+            return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
         return content
 
 

@@ -123,10 +123,13 @@ class CoarsePass(nn.Module):
             ValueError: the base's class count is not `num_classes`, or it returned no `sem_seg`.
         """
         outputs = [self._cached(item) for item in batched_inputs]
-        missing = [i for i, output in enumerate(outputs) if output is None]
-        if missing:
-            contexts = [self._context(batched_inputs[i]) for i in missing]
-            for i, output in zip(missing, self.base(contexts)):
+        groups = {}  # images of one size go together: padding would change the others' logits
+        for i, output in enumerate(outputs):
+            if output is None:
+                context = self._context(batched_inputs[i])
+                groups.setdefault((context["height"], context["width"]), []).append((i, context))
+        for group in groups.values():
+            for (i, _), output in zip(group, self._run_base([context for _, context in group])):
                 outputs[i] = {**output, "sem_seg": self._logits(output)}
                 if self.training and self.cache is not None:
                     name, logits = batched_inputs[i]["file_name"], outputs[i]["sem_seg"]
@@ -135,6 +138,13 @@ class CoarsePass(nn.Module):
             if item.get("context_flip", False):  # cached logits know no augmentation
                 output["sem_seg"] = output["sem_seg"].flip(-1)
         return outputs
+
+    def _run_base(self, contexts: list[dict]) -> list[dict]:
+        if not self.training:
+            return self.base(contexts)
+        # without the training's mixed precision: thresholds of 0.005 nats would notice it
+        with torch.autocast(contexts[0]["image"].device.type, enabled=False):
+            return self.base(contexts)
 
     def _cached(self, item: dict) -> dict | None:
         if not self.training or self.cache is None:

@@ -50,7 +50,7 @@ class CoarseCache:
         path = self._path(file_name)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights({"logits": logits}, path, half=True)
-        return logits.half().float()
+        return load_file(path)["logits"].float().to(logits.device)
 
     def _path(self, file_name: str) -> Path:
         stat = os.stat(file_name)

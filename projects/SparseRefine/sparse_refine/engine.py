@@ -93,6 +93,8 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+            required=_frozen(cfg),
+            supplied=_frozen(cfg) if cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS else (),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -101,6 +103,20 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """As in DefaultTrainer.
+
+        Raises:
+            ValueError: neither MODEL.WEIGHTS nor BASE.WEIGHTS has weights for the frozen base.
+        """
+        from_scratch = not self.cfg.MODEL.WEIGHTS and not (
+            resume and self.checkpointer.has_checkpoint()
+        )
+        own_base = self.cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
+        if from_scratch and _frozen(self.cfg) and not own_base:
+            raise ValueError(
+                "MODEL.SPARSE_REFINE.BASE.WEIGHTS and MODEL.WEIGHTS are both '': the frozen base "
+                "would keep random weights. Set BASE.WEIGHTS to the base's own checkpoint"
+            )
         super().resume_or_load(resume)
         stream = self._trainer.data_loader.batch_sampler.sampler
         stream.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
@@ -160,8 +176,10 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer(params))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
-        """By the dataset's `evaluator_type`: this project's evaluator, and Detectron2's beside it.
+    def build_evaluators(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
+        """(this project's evaluator, all of them as one).
+
+        By the dataset's `evaluator_type`: this project's evaluator, and Detectron2's beside it.
 
         SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes
         on from the records of an interrupted evaluation of the same weights (`tag`); only this
@@ -188,14 +206,21 @@ class Trainer(DefaultTrainer):
         return ours, DatasetEvaluators([*beside, ours])
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, resume: bool = False) -> OrderedDict:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        return cls.build_evaluators(cfg, dataset_name)[1]
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, *, resume: bool = False) -> OrderedDict:
         """Evaluate on every set of cfg.DATASETS.TEST; one set's results stand alone, several are
-        keyed by the set's name, as in DefaultTrainer. `resume`: see `build_evaluator`."""
+        keyed by the set's name, as in DefaultTrainer. `resume`: see `build_evaluators`."""
         check_datasets(cfg)
-        tag = state_digest(model.state_dict())
+        if comm.get_world_size() > 1:  # running statistics differ where NORM is not SyncBN
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        tag = state_digest(model.state_dict(), _inference_settings(cfg))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
-            ours, evaluators = cls.build_evaluator(cfg, name, resume=resume, tag=tag)
+            ours, evaluators = cls.build_evaluators(cfg, name, resume=resume, tag=tag)
             ours.watch(model)
             loader = build_test_loader(cfg, name, keep=ours.remaining)
             results[name] = inference_on_dataset(model, loader, evaluators) or {}
@@ -217,7 +242,7 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
     add_sparse_refine_config(cfg)
     cfg.merge_from_file(path)
     cfg.merge_from_list(list(opts))
-    if not torch.cuda.is_available():
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     register_folders(cfg)
@@ -230,17 +255,32 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     MODEL.WEIGHTS must hold every tensor of it, but for the base's where BASE.WEIGHTS gave them.
 
     Raises:
-        FileNotFoundError, ValueError: see `SafeCheckpointer`.
+        FileNotFoundError, ValueError: see `SafeCheckpointer`; or MODEL.WEIGHTS is "".
     """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is '': name the checkpoint to evaluate")
     model = Trainer.build_model(cfg)
-    refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
-    own_base = refine and cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
     SafeCheckpointer(
         model,
         allow_pickle=cfg.MODEL.ALLOW_PICKLE,
-        may_miss=("coarse.base.",) if own_base else (),
+        required=("",),
+        supplied=_frozen(cfg) if cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS else (),
     ).load(cfg.MODEL.WEIGHTS)
     return model.eval()
+
+
+def _frozen(cfg: CfgNode) -> tuple[str, ...]:
+    """Prefixes of the names of weights that training leaves as they are."""
+    return ("coarse.base.",) if cfg.MODEL.META_ARCHITECTURE == "SparseRefine" else ()
+
+
+def _inference_settings(cfg: CfgNode) -> str:
+    """All keys that a prediction depends on, but for files that weights come from."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = ""
+    cfg.MODEL.SPARSE_REFINE.COARSE_CACHE = ""
+    return f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"
 
 
 def _read_labels(file_name: str, dtype: type) -> np.ndarray:

@@ -82,6 +82,7 @@ class SparseRefine(nn.Module):
         num_classes: int,
         scale: float = 0.5,
         score_type: str = "logits",
+        interpolation: str = "nearest",
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
         size_divisibility: int = 1,
@@ -96,12 +97,13 @@ class SparseRefine(nn.Module):
             module: float (B,3,h,w) -> class scores (B,K,*,*), see `ModuleSegmentor`; or a model
                 that speaks Detectron2's lists of dicts, marked by an attribute `sem_seg_head`.
             num_classes: K.
-            scale: low over full resolution.
+            scale, score_type, interpolation: of the coarse pass, see `CoarsePass`; the module is
+                frozen in place.
             selector, extractor, ensembler: the paper's by default (entropy above 0.3 nats, the
                 `base` UNet on RGB, the gate).
             options: of the constructor.
         """
-        if not hasattr(module, "sem_seg_head"):
+        if not (isinstance(module, ModuleSegmentor) or hasattr(module, "sem_seg_head")):
             module = ModuleSegmentor(
                 module,
                 pixel_mean=pixel_mean,
@@ -109,7 +111,11 @@ class SparseRefine(nn.Module):
                 size_divisibility=size_divisibility,
             )
         coarse = CoarsePass(
-            base=module, num_classes=num_classes, scale=scale, score_type=score_type
+            base=module,
+            num_classes=num_classes,
+            scale=scale,
+            score_type=score_type,
+            interpolation=interpolation,
         )
         # `is None`: a module that is an empty container is false in Python
         if selector is None:
@@ -143,8 +149,8 @@ class SparseRefine(nn.Module):
         Returns:
             In training a dict of losses. Else a dict an image: "sem_seg" (K, height, width) logits
             or, where `output` is "labels", "labels" (height, width) integer; "refinement", a
-            `Refinement`; and whatever else the base returned. `height` and `width` are the input's,
-            by default the image's own.
+            `Refinement`; and whatever else the base returned, at low resolution. `height` and
+            `width` are the input's, by default the image's own.
         """
         inputs = [{**item, "image": item["image"].to(self.device)} for item in batched_inputs]
         views = [_view(item) for item in inputs]

@@ -14,7 +14,7 @@ import argparse
 
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import load_config, load_model
-from sparse_refine.evaluation.comparison import Arm, compare, comparison_table
+from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
 from sparse_refine.visualization import draw
 
 
@@ -31,7 +31,8 @@ def main():
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every arm")
     args = parser.parse_args()
     configs = [
-        load_config(path, [*args.opts, "MODEL.WEIGHTS", weights]) for _, path, weights in args.arm
+        load_config(path, [*args.opts, "MODEL.WEIGHTS", weights, *IN_PROCESS])
+        for _, path, weights in args.arm
     ]
     dataset = configs[0].DATASETS.TEST[0]
     arms = [

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several models on the same images in one run, so that their seconds can be compared.
 
-Models take turns image by image: whatever else the machine does meets all of them alike.
+Models take turns image by image: whatever else the machine does meets all of them alike. Images
+are read between the turns, in this process: workers that read ahead would slow the first model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from tqdm import tqdm
 
 from ..files import write_whole
 from .evaluator import SparseRefineEvaluator
+
+# for the configs that loaders are built from
+IN_PROCESS = ["DATALOADER.NUM_WORKERS", 0]
 
 
 @dataclass(frozen=True)
