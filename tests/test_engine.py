@@ -31,12 +31,12 @@ METHOD = "MODEL.SPARSE_REFINE."
 SCALAR = ["fraction", "accuracy_coarse", "accuracy_refined", "accuracy_fused"]
 
 
-def base_weights(cfg, folder):
+def base_weights(cfg, folder, seed=3):
     """A file of weights for the frozen base, always the same ones."""
     if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
         return ""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         base = META_ARCH_REGISTRY.get(cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE)(cfg)
     path = str(folder / f"given_base_{comm.get_rank()}.safetensors")
     save_weights(base.state_dict(), path)
@@ -325,9 +325,7 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
 # ---- cached coarse logits ------------------------------------------------------------------------
 
 
-def test_epochs_after_the_first_skip_the_base(run, tmp_path, monkeypatch):
-    from detectron2.modeling import META_ARCH_REGISTRY
-
+def test_epochs_after_the_first_skip_the_base(run, make_cfg, tmp_path, monkeypatch):
     tiny_base = META_ARCH_REGISTRY.get("TinyBase")
     forward, images = tiny_base.forward, []
 
@@ -343,8 +341,8 @@ def test_epochs_after_the_first_skip_the_base(run, tmp_path, monkeypatch):
     assert len(images) == 5  # four epochs of five images
     run("b", *options)
     assert len(images) == 5
-    # another base: seeds make its weights
-    run("c", *options, "SEED", 77)
+    other = base_weights(make_cfg(), tmp_path, seed=4)
+    run("c", *options, METHOD + "BASE.WEIGHTS", other)
     assert len(images) == 10
     with pytest.raises(ValueError, match=r"COARSE_CACHE.*INPUT.RESIZE_RANGE.*\[0.5, 2.0\]"):
         run("d", *options, "INPUT.RESIZE_RANGE", [0.5, 2.0])
