@@ -220,6 +220,18 @@ def test_random_weights_are_refused(run, tmp_path):
         run("b", METHOD + "BASE.WEIGHTS", dense, flags=["--eval-only"])
 
 
+def test_a_base_without_weights_is_refused(tiny_dataset, make_cfg, tmp_path):
+    name = tiny_dataset()
+    cfg = make_cfg("DATASETS.TRAIN", (name,), "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=r"BASE\.WEIGHTS and MODEL\.WEIGHTS are both ''"):
+        Trainer(cfg).resume_or_load(resume=True)
+
+
+def test_training_without_a_test_set(run, tmp_path):
+    run("a", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
+    assert (tmp_path / "a" / "model_final.pth").exists()
+
+
 # ---- resume --------------------------------------------------------------------------------------
 
 
@@ -320,6 +332,8 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
         assert len(seen) == rest and not set(seen) & set(first)
         for name in ("mIoU", "coarse/BoundaryIoU", "selected_fraction"):
             assert results[name] == pytest.approx(expected[name])
+    with pytest.raises(ValueError, match="other weights"):
+        run("b", *options, METHOD + "SELECTOR.THRESHOLD", 0.5, flags=["--eval-only", "--resume"])
 
 
 # ---- cached coarse logits ------------------------------------------------------------------------
@@ -457,7 +471,8 @@ def test_two_processes_train_and_evaluate_as_one(run, tmp_path):
         expected["sparse_refine"]["mIoU"], abs=1e-3
     )
     # one process may have nothing to learn from
-    assert json.loads((tmp_path / "two" / "lonely.json").read_text()) == [True, True]
+    for norm in ("BN", "SyncBN"):
+        assert json.loads((tmp_path / "two" / norm / "lonely.json").read_text()) == [True] * 3
 
 
 def as_script(task, folder):
@@ -502,28 +517,35 @@ def train_in_processes(folder):
     results = train_net(cfg, "--eval-only")
     if comm.get_rank() == 0:
         Path(folder, "evaluated.json").write_text(json.dumps(results))
-    lonely(cfg, folder)
+    for norm in ("BN", "SyncBN"):
+        lonely(cfg, Path(folder, norm), norm)
 
 
-def lonely(cfg, folder):
+def lonely(cfg, folder, norm):
     """No pixel is selected in the second process: both finish, with the same parameters."""
+    cfg.MODEL.SPARSE_REFINE.EXTRACTOR.NORM = norm
     cfg.MODEL.SPARSE_REFINE.SELECTOR.NAME = "BudgetSelector"
     cfg.MODEL.SPARSE_REFINE.SELECTOR.COUNT = 20 if comm.get_rank() == 0 else 0
     cfg.MODEL.WEIGHTS = ""
     cfg.SOLVER.MAX_ITER = 2
     cfg.TEST.EVAL_PERIOD = 0
-    cfg.OUTPUT_DIR = str(Path(folder, "lonely"))
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    cfg.OUTPUT_DIR = str(folder)
+    folder.mkdir(exist_ok=True)
     trainer = Trainer(cfg)
     before = [p.clone() for p in trainer.model.parameters()]
     trainer.train()
     after = list(trainer.model.parameters())
     finite = all(math.isfinite(p.sum().item()) for p in after)
     moved = any(not torch.equal(a, b) for a, b in zip(before, after))
-    everywhere = comm.all_gather([p.detach().clone() for p in after])
-    same = all(torch.equal(a, b) for a, b in zip(*everywhere))
+    # the evaluation at the end brings running statistics together, too
+    same = [
+        all(
+            torch.equal(a, b) for a, b in zip(*comm.all_gather([t.detach().clone() for t in state]))
+        )
+        for state in (after, trainer.model.buffers())
+    ]
     if comm.get_rank() == 0:
-        Path(folder, "lonely.json").write_text(json.dumps([finite and moved, same]))
+        Path(folder, "lonely.json").write_text(json.dumps([finite and moved, *same]))
 
 
 if __name__ in ("__main__", "__mp_main__"):

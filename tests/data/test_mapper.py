@@ -153,6 +153,18 @@ def test_resampling_a_box_is_resizing_and_cropping(write, factor):
     assert expected.shape == difference.shape and difference.max() <= 1
 
 
+def test_labels_are_the_nearest_pixels_by_hand(write):
+    labels = np.zeros((9, 9), dtype=np.uint8)
+    labels[1, [1, 4, 7]] = 0, 1, 2  # centres of thirds: rows and columns 1, 4 and 7
+    labels[4, [1, 4, 7]] = 1, 2, 0
+    labels[7, [1, 4, 7]] = 2, 2, 255
+    item = write(ramp(9, 9), labels)
+    small = mapper(resize_range=(1 / 3, 1 / 3))(item)["sem_seg"]
+    assert small.tolist() == [[0, 1, 2], [1, 2, 0], [2, 2, 255]]
+    large = mapper(resize_range=(2.0, 2.0))(item)["sem_seg"]
+    assert torch.equal(large, torch.from_numpy(labels.repeat(2, 0).repeat(2, 1)).long())
+
+
 def test_a_dense_model_at_a_fraction_of_native_resolution(write):
     """INPUT.SCALE: crop and resize range are on the model's own resolution."""
     output = mapper(scale=0.25, crop_size=(20, 24))(write(noise(), blocks(), seed=1))
