@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Union
@@ -22,6 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import write_whole
 from . import synthetic
 from .reading import read_size
 
@@ -381,24 +381,11 @@ def _load_synthetic(
         for seed in tqdm(todo[start:] + todo[:start], desc=name, unit="image"):
             if missing(seed):
                 image, labels = synthetic.generate_field(height, width, seed)
-                _save(image, pairs[seed][0], quality=95, subsampling=0)
-                _save(labels, pairs[seed][1])
+                image_file, label_file = pairs[seed]
+                save = functools.partial(Image.fromarray(image).save, quality=95, subsampling=0)
+                write_whole(image_file, save)
+                write_whole(label_file, Image.fromarray(labels).save)
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label), "height": height, "width": width}
         for image, label in pairs.values()
     ]
-
-
-def _save(pixels, path: Path, **options) -> None:
-    """Write an image whole or not at all: under another name first."""
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(pixels).save(
-                file, format=Image.registered_extensions()[path.suffix], **options
-            )
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
