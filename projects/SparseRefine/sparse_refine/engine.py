@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import weakref
 from collections import OrderedDict
 
@@ -193,6 +194,7 @@ class Trainer(DefaultTrainer):
             boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
             resume=resume,
             tag=tag,
+            progress=sys.stderr.isatty(),
         )
         refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
         if resume or (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
