@@ -101,6 +101,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
         self.required = required
         self.supplied = supplied
+        self._loading = ""  # for messages
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -124,6 +125,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args, **kwargs):
         if path and "://" not in path and comm.is_main_process() and not os.path.isfile(path):
             raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path!r} does not exist")
+        self._loading = path
         return super().load(path, *args, **kwargs)
 
     def _log_incompatible_keys(self, incompatible) -> None:
@@ -141,7 +143,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if faults:
             more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
             raise ValueError(
-                f"the checkpoint does not fit the model: {'; '.join(faults[:4])}{more}. Check "
+                f"{self._loading} does not fit the model: {'; '.join(faults[:4])}{more}. Check "
                 "MODEL.WEIGHTS, MODEL.SPARSE_REFINE.BASE.WEIGHTS (the base's own checkpoint), "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES and the model's keys"
             )

@@ -219,7 +219,8 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:  # running statistics differ where NORM is not SyncBN
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        tag = state_digest(model.state_dict(), _inference_settings(cfg))
+        weights = getattr(model, "module", model).state_dict()  # the same inside of DDP
+        tag = state_digest(weights, _inference_settings(cfg))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             ours, evaluators = cls.build_evaluators(cfg, name, resume=resume, tag=tag)

@@ -228,7 +228,8 @@ def _recolor(transform: ColorAugSSDTransform, images: list[np.ndarray]) -> list[
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # copy(): ascontiguousarray leaves the negative stride of a flipped image one pixel wide
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 @contextmanager
