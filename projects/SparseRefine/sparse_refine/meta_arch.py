@@ -152,7 +152,7 @@ class SparseRefine(nn.Module):
             `Refinement`; and whatever else the base returned, at low resolution. `height` and
             `width` are the input's, by default the image's own.
         """
-        inputs = [{**item, "image": item["image"].to(self.device)} for item in batched_inputs]
+        inputs = [self._on_device(item) for item in batched_inputs]
         views = [_view(item) for item in inputs]
 
         outputs = self.coarse(inputs)  # "sem_seg": logits (K,h,w) an image
@@ -165,6 +165,10 @@ class SparseRefine(nn.Module):
         if self.training:
             return self._losses(inputs, sites, views, coarse, refined, fused)
         return self._results(inputs, outputs, sites, coarse, refined, fused)
+
+    def _on_device(self, item: dict) -> dict:
+        images = {key: item[key].to(self.device) for key in ("image", "context") if key in item}
+        return {**item, **images}
 
     def _coarse_logits(self, outputs, sites, views) -> torch.Tensor:
         parts = zip(outputs, sites, views)
