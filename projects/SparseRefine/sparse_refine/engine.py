@@ -178,9 +178,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluators(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
-        """(this project's evaluator, all of them as one).
-
-        By the dataset's `evaluator_type`: this project's evaluator, and Detectron2's beside it.
+        """By the dataset's `evaluator_type`: (this project's evaluator, all of them as one).
 
         SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes
         on from the records of an interrupted evaluation of the same weights (`tag`); only this
@@ -197,14 +195,13 @@ class Trainer(DefaultTrainer):
             progress=sys.stderr.isatty(),
         )
         refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
-        if resume or (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
-            beside = []
-        else:
+        beside = []
+        if kind == "cityscapes_sem_seg" and not resume:
+            beside = [CityscapesSemSegEvaluator(dataset_name)]
+        elif not resume and not (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
             beside = [
                 SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels)
             ]
-        if kind == "cityscapes_sem_seg" and not resume:
-            beside = [CityscapesSemSegEvaluator(dataset_name)]
         return ours, DatasetEvaluators([*beside, ours])
 
     @classmethod
