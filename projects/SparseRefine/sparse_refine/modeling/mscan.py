@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MSCAN, the convolutional backbone of SegNeXt (Guo et al., arXiv 2209.08575), for Detectron2.
+
+A stage is an overlapping downsampling convolution, then blocks of two residual halves: attention
+whose weights are sums of strip convolutions of 7, 11 and 21 pixels, and a small convolutional MLP.
+B images, C channels, (h,w) the size at the stage.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+# name -> (channels a stage, blocks a stage); the paper's table 2
+SIZES = {
+    "t": ((32, 64, 160, 256), (3, 3, 5, 2)),
+    "s": ((64, 128, 320, 512), (2, 2, 4, 2)),
+    "b": ((64, 128, 320, 512), (3, 3, 12, 3)),
+    "l": ((64, 128, 320, 512), (3, 5, 27, 3)),
+}
+MLP_RATIOS = (8, 8, 4, 4)
+_STRIPS = (7, 11, 21)
+_LAYER_SCALE = 1e-2  # initial factor on each residual half
+
+
+class StripAttention(nn.Module):
+    """x * weights(x), (B,C,h,w): a 5x5 depthwise convolution, plus three pairs of strips on it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.local = _depthwise(channels, (5, 5))
+        self.strips = nn.ModuleList(
+            nn.Sequential(_depthwise(channels, (1, size)), _depthwise(channels, (size, 1)))
+            for size in _STRIPS
+        )
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        local = self.local(x)
+        total = local
+        for strip in self.strips:
+            total = total + strip(local)
+        return self.mix(total) * x
+
+
+class Attention(nn.Module):
+    """1x1, GELU, `StripAttention`, 1x1, and the input added."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.before = nn.Conv2d(channels, channels, 1)
+        self.activation = nn.GELU()
+        self.strip_attention = StripAttention(channels)
+        self.after = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.after(self.strip_attention(self.activation(self.before(x))))
+
+
+class Block(nn.Module):
+    """x + s1 attention(norm(x)), then x + s2 mlp(norm(x)); s1, s2 a learnt number a channel."""
+
+    def __init__(self, channels: int, mlp_ratio: int, drop_path: float):
+        super().__init__()
+        hidden = channels * mlp_ratio
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.attention = Attention(channels)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1),
+            _depthwise(hidden, (3, 3)),
+            nn.GELU(),
+            nn.Conv2d(hidden, channels, 1),
+        )
+        self.scale1 = nn.Parameter(torch.full((channels, 1, 1), _LAYER_SCALE))
+        self.scale2 = nn.Parameter(torch.full((channels, 1, 1), _LAYER_SCALE))
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path(self.scale1 * self.attention(self.norm1(x)))
+        return x + self.drop_path(self.scale2 * self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Downsampling, blocks, layer normalisation over the channels."""
+
+    def __init__(self, embed: nn.Module, channels: int, mlp_ratio: int, drop_paths: list[float]):
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.Sequential(*(Block(channels, mlp_ratio, rate) for rate in drop_paths))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.embed(x))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+class MSCAN(Backbone):
+    """Input (B,3,H,W) -> {"res2" ... "res5"}, (B,C,H/s,W/s) at strides s 4, 8, 16, 32.
+
+    Args:
+        channels, depths: a stage, see `SIZES`.
+        mlp_ratios: hidden over outer channels of the MLP, a stage.
+        drop_path: share of residual halves that training leaves out at the last block, 0..1,
+            growing linearly from 0 at the first.
+        out_features: names to return; stages after the last are not built.
+
+    Raises:
+        ValueError: an unknown feature name, or stages that do not fit together.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        depths: tuple[int, ...],
+        *,
+        mlp_ratios: tuple[int, ...] = MLP_RATIOS,
+        drop_path: float = 0.0,
+        out_features: tuple[str, ...] | list[str] = ("res2", "res3", "res4", "res5"),
+    ):
+        super().__init__()
+        names = [f"res{i + 2}" for i in range(len(channels))]
+        if not len(channels) == len(depths) == len(mlp_ratios):
+            raise ValueError(
+                f"MSCAN: {len(channels)} channels, {len(depths)} depths and {len(mlp_ratios)} MLP "
+                "ratios: one each a stage is needed"
+            )
+        if not out_features or set(out_features) - set(names):
+            raise ValueError(
+                f"MODEL.MSCAN.OUT_FEATURES is {list(out_features)}: one or more of {names}"
+            )
+        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        self._out_features = [name for name in names if name in out_features]
+        self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
+        self._out_feature_channels = dict(zip(names, channels))
+        self.stages = nn.ModuleDict()
+        for i, name in enumerate(names[: names.index(self._out_features[-1]) + 1]):
+            embed = _stem(channels[0]) if i == 0 else _down(channels[i - 1], channels[i])
+            self.stages[name] = Stage(embed, channels[i], mlp_ratios[i], rates[i].tolist())
+        self.apply(_initialise)
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = {}
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
+
+
+def _depthwise(channels: int, size: tuple[int, int]) -> nn.Conv2d:
+    padding = (size[0] // 2, size[1] // 2)
+    return nn.Conv2d(channels, channels, size, padding=padding, groups=channels)
+
+
+def _down(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), nn.BatchNorm2d(out_channels)
+    )
+
+
+def _stem(channels: int) -> nn.Sequential:
+    return nn.Sequential(*_down(3, channels // 2), nn.GELU(), *_down(channels // 2, channels))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        nn.init.zeros_(module.bias)
+
+
+@BACKBONE_REGISTRY.register()
+def build_mscan_backbone(cfg, input_shape: ShapeSpec) -> MSCAN:
+    """Reads MODEL.MSCAN."""
+    node = cfg.MODEL.MSCAN
+    if node.SIZE not in SIZES:
+        raise ValueError(f"MODEL.MSCAN.SIZE is {node.SIZE!r}: one of {list(SIZES)}")
+    channels, depths = SIZES[node.SIZE]
+    return MSCAN(channels, depths, drop_path=node.DROP_PATH, out_features=node.OUT_FEATURES)
