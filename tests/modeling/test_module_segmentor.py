@@ -23,7 +23,7 @@ class Echo(nn.Module):
 
 
 def plain(module, **options):
-    return ModuleSegmentor(module, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1), **options)
+    return ModuleSegmentor(module, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1), **options).eval()
 
 
 def image_of(height, width):
@@ -32,7 +32,7 @@ def image_of(height, width):
 
 def test_normalisation_by_hand():
     echo = Echo()
-    model = ModuleSegmentor(echo, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
+    model = ModuleSegmentor(echo, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0)).eval()
     image = torch.tensor([12, 12, 40], dtype=torch.uint8).view(3, 1, 1)
     (output,) = model([{"image": image}])
     assert echo.seen.flatten().tolist() == [1, -2, 2] and echo.seen.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_normalisation_by_hand():
 
 
 def test_numbers_may_be_integers():
-    model = ModuleSegmentor(Echo(), pixel_mean=(10, 20, 30), pixel_std=(2, 4, 5))
+    model = ModuleSegmentor(Echo(), pixel_mean=(10, 20, 30), pixel_std=(2, 4, 5)).eval()
     (output,) = model([{"image": torch.full((3, 1, 1), 35, dtype=torch.uint8)}])
     assert output["sem_seg"].flatten().tolist() == [12.5, 3.75, 1]
 
@@ -107,5 +107,5 @@ def test_what_is_no_class_scores(returned, named):
 
 def test_the_modules_state_is_its_own():
     """No normalisation among the weights: a checkpoint of the module loads under one prefix."""
-    model = ModuleSegmentor(nn.Conv2d(3, 2, 1))
+    model = ModuleSegmentor(nn.Conv2d(3, 2, 1)).eval()
     assert set(model.state_dict()) == {"module.weight", "module.bias"}

@@ -3,11 +3,12 @@
 
 from .config import add_sparse_refine_config
 from .meta_arch import SparseRefine
-from .modeling import EfficientNetLite, ModuleSegmentor
+from .modeling import EfficientNetLite, HuggingFaceSegmentor, ModuleSegmentor
 from .refinement import Refinement
 
 __all__ = [
     "EfficientNetLite",
+    "HuggingFaceSegmentor",
     "ModuleSegmentor",
     "Refinement",
     "SparseRefine",

@@ -29,12 +29,13 @@ def build_parts(cfg) -> dict:
     """
     node = cfg.MODEL.SPARSE_REFINE
     _check(cfg)
+    base = build_base(cfg)
     return {
         "coarse": CoarsePass(
-            base=build_base(cfg),
+            base=base,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             scale=node.BASE.SCALE,
-            score_type=node.BASE.SCORE_TYPE,
+            score_type=base_score_type(base, node.BASE.SCORE_TYPE),
             interpolation=node.COARSE_INTERPOLATION,
             cache=_build_cache(cfg),
         ),
@@ -67,6 +68,9 @@ def load_base_weights(
 ) -> None:
     """Load a base from its own checkpoint, every tensor of it.
 
+    Where the base is a wrapper (ModuleSegmentor, HuggingFaceSegmentor), the names may be the
+    wrapped model's own, without the wrapper's prefix.
+
     Raises:
         ValueError: tensors are missing or of another shape: the file, the names and both shapes.
     """
@@ -77,6 +81,9 @@ def load_base_weights(
         if name.startswith(prefix)
     }
     own = base.state_dict()
+    inner = getattr(base, "weights_prefix", "")
+    if inner and not any(name in own for name in state):
+        state = {f"{inner}{name}": tensor for name, tensor in state.items()}
     # a frozen base never reads the counters, and converted checkpoints lack them
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     shapes = [
@@ -91,8 +98,26 @@ def load_base_weights(
             f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check "
             "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX, MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
-    base.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    # into `own`, which has the versions of the base's modules: without them Mask2Former would take
+    # the names for those of its first version, and change them
+    own.update({name: state[name] for name in own if name in state})
+    base.load_state_dict(own)
     logger.info(f"Base {type(base).__name__}: {len(own)} tensors from {path}")
+
+
+def base_score_type(base: nn.Module, given: str | None) -> str:
+    """What the `sem_seg` of a base holds: `given`, held against what the base itself says.
+
+    Raises:
+        ValueError: they differ. Scores read as logits would select nearly every pixel.
+    """
+    own = getattr(base, "score_type", "scores" if type(base).__name__ == "MaskFormer" else None)
+    if own is not None and given is not None and own != given:
+        raise ValueError(
+            f"the base {type(base).__name__} returns {own}: set "
+            f"MODEL.SPARSE_REFINE.BASE.SCORE_TYPE to {own!r} (it is {given!r})"
+        )
+    return given or own or "logits"
 
 
 def _check(cfg) -> None:
@@ -105,6 +130,15 @@ def _check(cfg) -> None:
             raise ValueError(
                 f"MODEL.{key} is {list(values)}: three numbers are needed"
                 f"{', each above 0' if key == 'PIXEL_STD' else ''}"
+            )
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME == "PointRendSemSegHead":  # else it answers for the top left corner alone
+        steps = cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS
+        if 2**steps != head.COMMON_STRIDE:  # facebookresearch/detectron2#3693
+            raise ValueError(
+                f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {steps} and "
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {head.COMMON_STRIDE}: PointRend needs "
+                "2**SUBDIVISION_STEPS == COMMON_STRIDE"
             )
     weights = dict(cfg.MODEL.SPARSE_REFINE.LOSS)
     for key, weight in weights.items():

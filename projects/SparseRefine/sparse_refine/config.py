@@ -13,6 +13,12 @@ from detectron2.config import CfgNode as CN
 
 def add_sparse_refine_config(cfg: CN) -> None:
     """Declare the keys of this project in `cfg`, in place, with the paper's values as defaults."""
+    # ---- other projects ------------------------------------------------------------------------
+    # Detectron2 projects that the yaml's keys belong to, imported before they are read: "module",
+    # or "module:function" where function(cfg) declares keys: "mask2former:add_maskformer2_config",
+    # "detectron2.projects.deeplab:add_deeplab_config", "my_models.py:add_my_config".
+    cfg.PROJECTS = []
+
     # ---- images --------------------------------------------------------------------------------
     # Share of an image's native resolution at which a DENSE model (one that is trained or evaluated
     # by itself, not wrapped) sees it, > 0. SparseRefine itself always gets the native image.
@@ -81,6 +87,30 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
     cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 1  # FCNHead: convolutions before the classifier, >= 1
     cfg.MODEL.SEM_SEG_HEAD.KERNEL_SIZE = 1  # FCNHead: their size, odd
+
+    # ---- models of Hugging Face's transformers (modeling/hugging_face.py) ------------------------
+    cfg.MODEL.HUGGING_FACE = CN()
+    cfg.MODEL.HUGGING_FACE.NAME = ""  # hub id, or a folder as `save_pretrained` writes it
+    cfg.MODEL.HUGGING_FACE.REVISION = "main"  # branch, tag or commit on the hub
+    # Load NAME's weights. False: its architecture alone, with NUM_CLASSES classes, for weights that
+    # come from elsewhere (BASE.WEIGHTS, MODEL.WEIGHTS).
+    cfg.MODEL.HUGGING_FACE.PRETRAINED = True
+    # Entries that replace those of NAME's config.json. Without NAME they are the whole model:
+    # {model_type: segformer, depths: [3, 6, 40, 3], ...}.
+    cfg.MODEL.HUGGING_FACE.CONFIG = CN(new_allowed=True)
+    # [height, width] that images are resized to, for models that know one size only; [] takes it
+    # from the model where that is so (DPT, EoMT), else images stay as they are.
+    cfg.MODEL.HUGGING_FACE.IMAGE_SIZE = []
+    # Images are padded to a multiple of it, >= 0; 0 takes the image processor's.
+    cfg.MODEL.HUGGING_FACE.SIZE_DIVISIBILITY = 0
+
+    # ---- plain PyTorch modules (modeling/module_segmentor.py) -----------------------------------
+    cfg.MODEL.MODULE = CN()
+    # What makes the module: "package.module:name" or "path/to/file.py:name", a class or a function.
+    cfg.MODEL.MODULE.PATH = ""
+    cfg.MODEL.MODULE.ARGS = CN(new_allowed=True)  # its keyword arguments, any mapping
+    cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
+    cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 import weakref
 from collections import OrderedDict
 
@@ -31,6 +32,7 @@ from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
 from .config import add_sparse_refine_config
 from .data import build_test_loader, build_train_loader, read_labels, register_folders
 from .evaluation import CityscapesSemSegEvaluator, SparseRefineEvaluator
+from .importing import import_projects, named_projects
 
 EVALUATOR_TYPES = ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg")
 
@@ -88,6 +90,8 @@ class Trainer(DefaultTrainer):
             kind = SimpleTrainer
         else:
             kind = AMPTrainer if on_gpu else CPUAutocastTrainer
+            # of Detectron2's code, and printed at every iteration
+            warnings.filterwarnings("ignore", r"`torch\.cuda\.amp", FutureWarning, "detectron2")
         self._trainer = kind(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
@@ -235,10 +239,11 @@ class Trainer(DefaultTrainer):
 def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
     """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
 
-    MODEL.DEVICE becomes "cpu" where there is no CUDA device. Folders of DATASETS.FOLDERS are
-    registered.
+    MODEL.DEVICE becomes "cpu" where there is no CUDA device. The yaml's PROJECTS are imported,
+    folders of DATASETS.FOLDERS are registered.
     """
     cfg = get_cfg()
+    import_projects(cfg, named_projects(path, opts))
     add_sparse_refine_config(cfg)
     cfg.merge_from_file(path)
     cfg.merge_from_list(list(opts))

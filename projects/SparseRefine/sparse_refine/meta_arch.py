@@ -14,13 +14,14 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from .build import build_parts
+from .build import base_score_type, build_parts
 from .coarse import CoarsePass, View, nearest_index
 from .ensembler import GatedEnsembler
 from .extractor import SparseUNetExtractor
 from .labels import argmax_labels
 from .losses import cross_entropy, soft_dice
-from .modeling import ModuleSegmentor
+from .modeling import ModuleSegmentor, Segmentor
+from .pass_through import full_size_outputs
 from .refinement import Refinement
 from .selector import EntropySelector, Selector, entropy
 
@@ -81,7 +82,7 @@ class SparseRefine(nn.Module):
         *,
         num_classes: int,
         scale: float = 0.5,
-        score_type: str = "logits",
+        score_type: str | None = None,
         interpolation: str = "nearest",
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
@@ -95,21 +96,25 @@ class SparseRefine(nn.Module):
 
         Args:
             module: float (B,3,h,w) -> class scores (B,K,*,*), see `ModuleSegmentor`; or a model
-                that speaks Detectron2's lists of dicts, marked by an attribute `sem_seg_head`.
+                that speaks Detectron2's lists of dicts: a `Segmentor` (HuggingFaceSegmentor), a
+                registered meta-architecture, or what has an attribute `sem_seg_head`.
             num_classes: K.
             scale, score_type, interpolation: of the coarse pass, see `CoarsePass`; the module is
-                frozen in place.
+                frozen in place. `score_type` is the module's own where it says (Segmentor), else
+                "logits" by default.
             selector, extractor, ensembler: the paper's by default (entropy above 0.3 nats, the
                 `base` UNet on RGB, the gate).
             options: of the constructor.
         """
-        if not (isinstance(module, ModuleSegmentor) or hasattr(module, "sem_seg_head")):
+        if not _speaks_detectron2(module):
             module = ModuleSegmentor(
                 module,
                 pixel_mean=pixel_mean,
                 pixel_std=pixel_std,
                 size_divisibility=size_divisibility,
+                score_type=score_type or "logits",
             )
+        score_type = base_score_type(module, score_type)
         coarse = CoarsePass(
             base=module,
             num_classes=num_classes,
@@ -149,7 +154,7 @@ class SparseRefine(nn.Module):
         Returns:
             In training a dict of losses. Else a dict an image: "sem_seg" (K, height, width) logits
             or, where `output` is "labels", "labels" (height, width) integer; "refinement", a
-            `Refinement`; and whatever else the base returned, at low resolution. `height` and
+            `Refinement`; and whatever else the base returned, see `full_size_outputs`. `height` and
             `width` are the input's, by default the image's own.
         """
         inputs = [self._on_device(item) for item in batched_inputs]
@@ -230,7 +235,8 @@ class SparseRefine(nn.Module):
             size = tuple(item["image"].shape[-2:])
             height, width = item.get("height", size[0]), item.get("width", size[1])
             predictions = [argmax_labels(x.t()) for x in logits]
-            result = {k: v for k, v in out.items() if k != "sem_seg"}
+            low = tuple(out["sem_seg"].shape[-2:])
+            result = full_size_outputs(out, low, (height, width))
             if self.output == "logits":
                 full = self.coarse.full_logits(out["sem_seg"], size)
                 full[:, s[:, 0], s[:, 1]] = logits[2].t().to(full.dtype)  # autocast
@@ -245,6 +251,12 @@ class SparseRefine(nn.Module):
             result["refinement"] = Refinement(labels, s, *predictions, entropy(out["sem_seg"]))
             results.append(result)
         return results
+
+
+def _speaks_detectron2(module: nn.Module) -> bool:
+    name = type(module).__name__
+    registered = name in META_ARCH_REGISTRY and META_ARCH_REGISTRY.get(name) is type(module)
+    return registered or isinstance(module, Segmentor) or hasattr(module, "sem_seg_head")
 
 
 def _view(item: dict) -> View:

@@ -4,48 +4,79 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from ..importing import import_object
+from .segmentor import Segmentor
 
-class ModuleSegmentor(nn.Module):
+
+@META_ARCH_REGISTRY.register()
+class ModuleSegmentor(Segmentor):
     """Maps Detectron2's list of {"image"} to [{"sem_seg": (K,H,W)}] with any `nn.Module`.
+
+    From a config it is built from MODEL.MODULE (see config.py), MODEL.PIXEL_MEAN and PIXEL_STD.
 
     Args:
         module: float (B,3,H,W) -> class scores (B,K,h,w) of any size (brought to H x W bilinearly),
-            or a dict that holds them under "out" (torchvision).
-        pixel_mean, pixel_std: three numbers each, on the images' value range and channel order.
-        size_divisibility: images are padded at the right and bottom to a multiple of it.
+            or a dict that holds them under "out" (torchvision). In training, "aux" of that dict
+            joins the loss with half the weight.
+        options: of `Segmentor`: pixel_mean, pixel_std, flip_channels, size_divisibility,
+            score_type, ignore_label.
 
     Raises:
         ValueError: the module returned something else.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
-        pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
-        size_divisibility: int = 1,
-    ):
-        super().__init__()
-        self.module = module
-        self.size_divisibility = size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+    # a checkpoint of the module alone, without this before its names, serves as a base's weights
+    weights_prefix = "module."
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        images = [item["image"].to(self.pixel_mean.device) for item in batched_inputs]
-        images = ImageList.from_tensors(
-            [(image - self.pixel_mean) / self.pixel_std for image in images],
-            self.size_divisibility,
-        )
-        scores = self.module(images.tensor)
-        if isinstance(scores, dict):
-            scores = scores.get("out")
+    @configurable
+    def __init__(self, module: nn.Module, **options):
+        super().__init__(**options)
+        self.module = module
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.MODULE
+        if not node.PATH:
+            raise ValueError(
+                "MODEL.MODULE.PATH is '': name the module to wrap, 'package.module:name' or "
+                "'path/to/file.py:name'"
+            )
+        orders = (cfg.INPUT.FORMAT, "RGB", "BGR")
+        if node.FORMAT and node.FORMAT not in orders:
+            raise ValueError(f"MODEL.MODULE.FORMAT is {node.FORMAT!r}: '', 'RGB' or 'BGR'")
+        make = import_object(node.PATH, "MODEL.MODULE.PATH")
+        module = make(**plain(node.ARGS))
+        if not isinstance(module, nn.Module):
+            raise ValueError(
+                f"MODEL.MODULE.PATH {node.PATH!r} returned {type(module).__name__}: an nn.Module "
+                "is needed (a class, or a function that makes one)"
+            )
+        return {
+            "module": module,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "flip_channels": node.FORMAT not in ("", cfg.INPUT.FORMAT),
+            "size_divisibility": node.SIZE_DIVISIBILITY,
+            "score_type": cfg.MODEL.SPARSE_REFINE.BASE.SCORE_TYPE,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        return self._checked(self.module(images))
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        output = self.module(images)
+        losses = {"loss_sem_seg": self._cross_entropy(self._checked(output), labels)}
+        if isinstance(output, dict) and isinstance(output.get("aux"), torch.Tensor):
+            losses["loss_aux"] = 0.5 * self._cross_entropy(output["aux"], labels)
+        return losses
+
+    def _checked(self, output) -> torch.Tensor:
+        scores = output.get("out") if isinstance(output, dict) else output
         if not isinstance(scores, torch.Tensor) or scores.dim() != 4:
             kind = (
                 tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -54,14 +85,13 @@ class ModuleSegmentor(nn.Module):
                 f"{type(self.module).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
                 "that holds them under 'out', are needed"
             )
-        if scores.shape[-2:] != images.tensor.shape[-2:]:
-            size = images.tensor.shape[-2:]
-            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        return [
-            {
-                "sem_seg": sem_seg_postprocess(
-                    score, size, item.get("height", size[0]), item.get("width", size[1])
-                )
-            }
-            for score, size, item in zip(scores, images.image_sizes, batched_inputs)
-        ]
+        return scores
+
+
+def plain(node):
+    """A config node, or what is in one, as dicts, lists and numbers."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [plain(value) for value in node]
+    return node
