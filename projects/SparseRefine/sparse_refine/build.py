@@ -57,7 +57,13 @@ def build_base(cfg) -> nn.Module:
     node = cfg.MODEL.SPARSE_REFINE.BASE
     if node.META_ARCHITECTURE == "SparseRefine":
         raise ValueError("MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE cannot be SparseRefine itself")
-    base = _get(META_ARCH_REGISTRY, "BASE", node.META_ARCHITECTURE, key="META_ARCHITECTURE")(cfg)
+    build = _get(META_ARCH_REGISTRY, "BASE", node.META_ARCHITECTURE, key="META_ARCHITECTURE")
+    # The crop is the refiner's: DeepLab's head would pool in windows of it and refuse other sizes.
+    own = cfg.clone()
+    own.defrost()
+    own.INPUT.CROP.ENABLED = False
+    own.freeze()
+    base = build(own)
     if node.WEIGHTS:
         load_base_weights(base, node.WEIGHTS, node.WEIGHTS_PREFIX, cfg.MODEL.ALLOW_PICKLE)
     return base

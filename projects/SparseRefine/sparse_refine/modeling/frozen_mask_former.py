@@ -8,6 +8,8 @@ has to be compiled: the project falls back to plain PyTorch for deformable atten
 
 from __future__ import annotations
 
+from types import MethodType
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
@@ -56,6 +58,10 @@ def FrozenMaskFormer(cfg: CfgNode) -> nn.Module:
         instance_on=node.TEST.INSTANCE_ON,
         test_topk_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
+    # The package's head takes weights without version numbers (safetensors, .pkl) for those of its
+    # predecessor and renames them. Names are checked where weights are loaded.
+    head = model.sem_seg_head
+    head._load_from_state_dict = MethodType(nn.Module._load_from_state_dict, head)
     model.score_type = "scores"
     return model.eval()
 
