@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine.sparse import Pyramid, TorchGrid, functional
+from sparse_refine.sparse import Pyramid, TorchGrid, functional, torch_engine
 
 MODES = ("floor", "reach")
 OPERATIONS = ("submanifold", "down", "up")
@@ -21,6 +21,18 @@ CASES = {
     "batch": ([(9, 30), (1, 1), (22, 7), (16, 15)], 0.3),
     "batch with an empty image": ([(5, 6), (0, 0), (8, 3)], 0.5),
 }
+
+
+@pytest.fixture(params=("windows", "runs"), autouse=True)
+def form(request, monkeypatch):
+    """Both forms of a submanifold convolution's map, whatever suits these small levels."""
+    monkeypatch.setattr(torch_engine, "prefers_runs", lambda *_: request.param == "runs")
+
+
+def smallest_chunks(monkeypatch) -> None:
+    """64 rows."""
+    monkeypatch.setattr(functional, "chunk_bytes", lambda device: 1)
+    monkeypatch.setattr(functional, "_MIN_ROWS", 64)
 
 
 def grid_of(case: str, mode: str, levels: int = 2) -> TorchGrid:
@@ -155,7 +167,7 @@ def test_chunks_do_not_change_results(operation, mode, monkeypatch):
         return output, *torch.autograd.grad(output.square().sum(), (features, weight))
 
     whole = run()
-    monkeypatch.setitem(functional._CHUNK_BYTES, "cpu", 1)  # the smallest chunks: 64 rows
+    smallest_chunks(monkeypatch)
     assert grid.pyramid.levels[0].count > 3 * 64
     torch.testing.assert_close(run(), whole, rtol=1e-12, atol=1e-12)
 
@@ -180,7 +192,7 @@ def test_autocast(operation):
 
 
 def test_weight_gradient_of_bfloat16_is_summed_in_float32(monkeypatch):
-    monkeypatch.setitem(functional._CHUNK_BYTES, "cpu", 1)
+    smallest_chunks(monkeypatch)
     side = 200
     sites = F.pad(torch.ones(side, side).nonzero(), (1, 0))
     grid = TorchGrid(Pyramid(sites, [(side, side)], 1))

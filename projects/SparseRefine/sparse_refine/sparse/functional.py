@@ -12,21 +12,40 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .kernel_map import KernelMap, TapGroup
+from .cache import chunk_bytes
+from .kernel_map import Chunk, KernelMap, TapGroup
 
-# Bytes of a chunk's gathered neighbourhoods: about the size of the L2 cache of a processor core; on
-# a GPU, enough to fill it.
-_CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 27}
+# A chunk has at least as many rows: the matrix product reads all weights once a chunk.
+_MIN_ROWS = 1024
 
 
-def sparse_conv(features: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap):
-    """Features (P_in,C_in), weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast."""
-    dtype = _autocast_dtype(features.device.type) or weight.dtype
+def sparse_conv(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    kernel_map: KernelMap,
+    bias: torch.Tensor | None = None,
+    relu: bool = False,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """relu(convolution + bias) + residual, each where given, of features (P_in,C_in) and weight
+    (9,C_in,C_out) -> (P_out,C_out). Follows autocast. Differentiable in all tensors."""
+    dtype = autocast_dtype(features.device.type) or weight.dtype
     features, weight = features.to(dtype), weight.to(dtype)
-    return _SparseConv.apply(features, weight, kernel_map)
+    if residual is not None:
+        residual = residual.to(dtype)
+    if bias is not None:
+        bias = bias.to(dtype)
+    if not torch.is_grad_enabled():
+        return _convolve(features, weight, kernel_map, bias, relu, residual)
+    output = _SparseConv.apply(features, weight, kernel_map)
+    if bias is not None:
+        output = output + bias
+    if relu:
+        output = F.relu(output)
+    return output if residual is None else output + residual
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
+def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on this kind of device, None where it is off."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -40,7 +59,7 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx, features, weight, kernel_map):
         ctx.save_for_backward(features, weight)
         ctx.kernel_map = kernel_map
-        return _gather_multiply(features, weight, kernel_map)
+        return _convolve(features, weight, kernel_map)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -48,52 +67,143 @@ class _SparseConv(torch.autograd.Function):
         gradient = gradient.contiguous()
         of_features = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_features = _gather_multiply(
-                gradient, weight.transpose(1, 2), ctx.kernel_map.transposed
-            )
+            of_features = _convolve(gradient, weight.transpose(1, 2), ctx.kernel_map.transposed)
         if ctx.needs_input_grad[1]:
             of_weight = _weight_gradient(features, gradient, weight, ctx.kernel_map)
         return of_features, of_weight, None
 
 
-def _gather_multiply(features, weight, kernel_map: KernelMap) -> torch.Tensor:
-    padded = F.pad(features, (0, 0, 0, 1))  # the last row stands for absent neighbours
-    output = features.new_empty(kernel_map.outputs, weight.shape[2])
+def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None):
+    channels = weight.shape[2]
+    if kernel_map.inputs == 0:  # a sum over nothing
+        output = features.new_zeros(kernel_map.outputs, channels)
+        output = output if bias is None else output + bias
+        output = output.relu_() if relu else output
+        return output if residual is None else output + residual
+    output = features.new_empty(kernel_map.outputs, channels)
+    sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
-        matrix = weight[list(group.taps)].reshape(-1, weight.shape[2])
-        for start, stop in _chunks(group, padded):
-            gathered = _gather(padded, group, start, stop)
+        multiply = _product(group, weight, bias)
+        source = sources[group.absent is None]
+        for chunk in group.chunks(_step(group, features)):
+            result = multiply(_gather(source, group, chunk))
             if group.rows is None:
-                torch.mm(gathered, matrix, out=output[start:stop])
-            else:
-                output[group.rows[start:stop]] = gathered @ matrix
+                outputs = slice(chunk.start, chunk.stop)
+                _finish(result, output[outputs], chunk.pick, relu, residual, outputs)
+                continue
+            rows = group.rows[chunk.start : chunk.stop]
+            result = result.relu_() if relu else result
+            output.index_copy_(0, rows, result if residual is None else result + residual[rows])
     return output
 
 
+def _finish(result, output, pick, relu: bool, residual, outputs: slice) -> None:
+    """output = relu(result[pick]) + residual[outputs] in as few passes as there are."""
+    if pick is not None:
+        torch.index_select(result, 0, pick, out=output)
+        result = output
+    if relu:
+        result = torch.clamp_min(result, 0, out=output)
+    if residual is not None:
+        torch.add(result, residual[outputs], out=output)
+    elif result is not output:
+        output.copy_(result)
+
+
+def _product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
+    """A function from gathered rows (n + width - 1, T C_in) to products (n,C_out)."""
+    taps = [k for place in group.taps for k in place]
+    matrix = weight.permute(2, 0, 1)
+    if taps != list(range(9)):
+        matrix = matrix[:, taps]
+    matrix = matrix.reshape(len(matrix), -1)  # (C_out, width T C_in)
+    outputs, length = len(matrix), matrix.shape[1] // group.width
+
+    def by_convolution(gathered):
+        # oneDNN's convolution reads overlapping windows in place, and in float32 its 1 x 1 one is
+        # faster than the library of `mm`
+        image = gathered.view(1, 1, -1, length).permute(0, 3, 1, 2)
+        kernel = matrix.view(outputs, group.width, length, 1).permute(0, 2, 3, 1)
+        return F.conv2d(image, kernel, bias)[0, :, 0].t()
+
+    def by_product(gathered):
+        windows = gathered
+        if group.width > 1:
+            size = (len(gathered) - group.width + 1, group.width * length)
+            windows = gathered.as_strided(size, (length, 1))
+        if bias is None:
+            return torch.mm(windows, matrix.t())
+        return torch.addmm(bias, windows, matrix.t())
+
+    if not _by_convolution(weight):
+        return by_product
+    if group.width > 1:
+        return by_convolution
+
+    def either(gathered):
+        # it writes the weights anew for each call: not worth it for a few rows, nor where `mm` has
+        # the same kernels
+        few = len(gathered) < 2 * outputs
+        return (by_product if few or weight.dtype != torch.float32 else by_convolution)(gathered)
+
+    return either
+
+
+def _by_convolution(tensor: torch.Tensor) -> bool:
+    """Whether oneDNN convolves this kind of tensor."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def prefers_runs(spread: float, weight: torch.Tensor) -> bool:
+    """Whether a level whose stream is `spread` times as long as its sites should be convolved by
+    runs. Measured: to gather one number costs as much as 17 multiplications."""
+    gather, outputs = 17, weight.shape[2]
+    by_runs = spread * (9 * outputs + 3 * gather) + gather
+    return _by_convolution(weight) and by_runs < 9 * outputs + 9 * gather
+
+
 def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch.Tensor:
-    padded = F.pad(features, (0, 0, 0, 1))
     # half precision would lose small terms of a sum over a million sites
     total = torch.zeros(
         weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
     )
+    if kernel_map.inputs == 0:
+        return total.to(weight.dtype)
+    sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
-        taps = list(group.taps)
-        for start, stop in _chunks(group, padded):
-            gathered = _gather(padded, group, start, stop)
-            rows = slice(start, stop) if group.rows is None else group.rows[start:stop]
-            product = gathered.t() @ gradient[rows]
-            total[taps] += product.view(len(taps), *weight.shape[1:])
+        source = sources[group.absent is None]
+        for chunk in group.chunks(_step(group, features)):
+            gathered = _gather(source, group, chunk)
+            rows = slice(chunk.start, chunk.stop)
+            rows = gradient[rows] if group.rows is None else gradient[group.rows[rows]]
+            if chunk.pick is not None:
+                windows = rows.new_zeros(len(gathered) - group.width + 1, rows.shape[1])
+                rows = windows.index_copy_(0, chunk.pick, rows)
+            for place, taps in enumerate(group.taps):
+                product = gathered[place : place + len(rows)].t() @ rows
+                total[list(taps)] += product.view(len(taps), *weight.shape[1:])
     return total.to(weight.dtype)
 
 
-def _gather(padded: torch.Tensor, group: TapGroup, start: int, stop: int) -> torch.Tensor:
-    """(n, T C_in): the rows' neighbourhoods, side by side."""
-    rows = padded.index_select(0, group.table[start:stop].reshape(-1))
-    return rows.view(stop - start, len(group.taps) * padded.shape[1])
+def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:
+    """What groups gather from: the features; with a last row of zeros where `absent` is None."""
+    padded = any(group.absent is None for group in kernel_map.groups)
+    return {False: features.contiguous(), True: F.pad(features, (0, 0, 0, 1)) if padded else None}
 
 
-def _chunks(group: TapGroup, features: torch.Tensor):
-    row = max(1, len(group.taps) * features.shape[1] * features.element_size())
-    step = max(64, _CHUNK_BYTES.get(features.device.type, 1 << 24) // row)
-    for start in range(0, len(group.table), step):
-        yield start, min(start + step, len(group.table))
+def _gather(source: torch.Tensor, group: TapGroup, chunk: Chunk) -> torch.Tensor:
+    """(n + width - 1, T C): the chunk's rows side by side, zeros for absent ones."""
+    table = group.table[chunk.first : chunk.last]
+    rows = source.index_select(0, table.reshape(-1))
+    if chunk.absent is not None:
+        rows.index_fill_(0, chunk.absent, 0)
+    return rows.view(len(table), -1)
+
+
+def _step(group: TapGroup, features: torch.Tensor) -> int:
+    row = max(1, group.table.shape[1] * features.shape[1] * features.element_size())
+    return max(_MIN_ROWS, chunk_bytes(features.device.type) // row)

@@ -5,10 +5,19 @@ A map is a list of groups. A group's rows all use the same taps, so that a group
 one matrix product, without a multiplication by an absent neighbour's zeros where parity rules a tap
 out, and its transpose (for gradients and for transposed convolution) is a map of the same kind:
 there is never a scatter with colliding rows.
+
+A 3x3 convolution comes in one of two forms, the cheaper for its level and channels:
+
+- windows: a row of the table holds the nine neighbours of an output site;
+- runs: sites of an image row that lie side by side share neighbours. The table holds the sites in
+  raster order, and one empty position at each end of a run of them; a row of it holds the three
+  neighbours above, at and below a position, and a site's window is three rows of it that follow one
+  another. That gathers a third as much, and multiplies at the empty positions for nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -19,14 +28,74 @@ TAPS = [(dy, dx) for dy in range(3) for dx in range(3)]  # tap k of a 3x3 kernel
 
 
 @dataclass(frozen=True)
-class TapGroup:
-    """`table` (n,T) int32: for each of n output rows, the input rows under `taps` (T indices into
-    the kernel); an absent one holds the number of input rows. `rows` (n,) int64: the output rows,
-    or None where they are all, in order."""
+class Chunk:
+    """Outputs start .. stop - 1 of a group, which come from rows first .. last - 1 of its table.
 
-    taps: tuple[int, ...]
+    `absent`: places in that part of the table, flattened, to be filled with zeros. `pick`: which of
+    the part's windows are the outputs; None where all are.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    absent: torch.Tensor | None
+    pick: torch.Tensor | None
+
+
+@dataclass
+class TapGroup:
+    """A gather and the taps that meet it.
+
+    `taps`: `width` tuples of T tap indices; the product of place j of a window takes `taps[j]`.
+    `table` (n + width - 1, T) int32: the input rows. Where `absent` is None, absent ones hold the
+    number of input rows; else an arbitrary row, and `absent` (A,) int64, ascending, holds their
+    places in the flattened table.
+    `pick` (P,) int64, ascending: which of the n windows are outputs; None where all are.
+    `rows` (n,) int64: the output rows of the windows; None where they are all rows, in order.
+    """
+
+    taps: tuple[tuple[int, ...], ...]
     table: torch.Tensor
+    absent: torch.Tensor | None = None
+    pick: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    _chunks: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def width(self) -> int:
+        return len(self.taps)
+
+    @property
+    def outputs(self) -> int:
+        windows = len(self.table) - self.width + 1
+        return windows if self.pick is None else len(self.pick)
+
+    def chunks(self, step: int) -> list[Chunk]:
+        """Parts of at most `step` outputs. Kept, since every layer of a level asks."""
+        if step not in self._chunks:
+            starts = list(range(0, self.outputs, step))
+            stops = [*starts[1:], self.outputs]
+            first, last = starts, stops
+            if self.pick is not None:  # two transfers, not two a chunk, where the map is on a GPU
+                first = self.pick[starts].tolist()
+                last = (self.pick[[stop - 1 for stop in stops]] + 1).tolist()
+            last = [stop + self.width - 1 for stop in last]
+            self._chunks[step] = [
+                Chunk(*bounds, self._absent_in(*bounds[2:]), self._pick_in(*bounds[:3]))
+                for bounds in zip(starts, stops, first, last)
+            ]
+        return self._chunks[step]
+
+    def _absent_in(self, first: int, last: int) -> torch.Tensor | None:
+        if self.absent is None:
+            return None
+        edges = torch.tensor([first, last]) * self.table.shape[1]
+        low, high = torch.searchsorted(self.absent, edges).tolist()
+        return self.absent[low:high] - first * self.table.shape[1]
+
+    def _pick_in(self, start: int, stop: int, first: int) -> torch.Tensor | None:
+        return None if self.pick is None else self.pick[start:stop] - first
 
 
 @dataclass
@@ -39,13 +108,33 @@ class KernelMap:
     transposed: KernelMap | None = field(default=None, repr=False)
 
 
-def submanifold_map(level: Level) -> KernelMap:
-    """3x3, stride 1, output sites = input sites."""
-    steps = [(dy - 1) * level.width + (dx - 1) for dy, dx in TAPS]
-    table = torch.stack([level.index[level.flat + step] for step in steps], dim=1)
-    forward = KernelMap(level.count, level.count, [TapGroup(tuple(range(9)), table)])
+def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
+    """A group from a table in which absent rows hold `inputs`."""
+    # A few zeros are cheaper written after the gather than read from a row appended to a copy of
+    # all features. On a GPU that copy is one quick launch.
+    if table.device.type == "cpu":
+        absent = (table.view(-1) == inputs).nonzero()[:, 0]
+        if len(absent) < inputs:
+            return TapGroup(taps, table.clamp_(max=inputs - 1), absent, **options)
+    return TapGroup(taps, table, **options)
+
+
+def submanifold_map(level: Level, runs: bool) -> KernelMap:
+    """3x3, stride 1, output sites = input sites, in form "runs" or "windows"."""
+    if runs:
+        stream, pick = level.stream()
+        steps = [(dy - 1) * level.width for dy in range(3)]
+        taps = tuple(tuple(3 * dy + dx for dy in range(3)) for dx in range(3))
+    else:
+        stream, pick = level.flat, None
+        steps = [(dy - 1) * level.width + (dx - 1) for dy, dx in TAPS]
+        taps = (tuple(range(9)),)
+    table = level.rows(stream[:, None] + stream.new_tensor(steps))
+    group = tap_group(taps, table, level.count, pick=pick)
+    forward = KernelMap(level.count, level.count, [group])
     # p reads q through tap k exactly where q reads p through tap 8 - k
-    backward = KernelMap(level.count, level.count, [TapGroup(tuple(range(8, -1, -1)), table)])
+    flipped = tuple(tuple(8 - k for k in place) for place in taps)
+    backward = KernelMap(level.count, level.count, [dataclasses.replace(group, taps=flipped)])
     forward.transposed, backward.transposed = backward, forward
     return forward
 
@@ -56,27 +145,24 @@ def down_map(pyramid: Pyramid, level: int) -> KernelMap:
     first = pyramid.window
     image, y, x = coarse.sites.unbind(1)
     base = fine.position(image, 2 * y + first, 2 * x + first)
-    table = torch.stack([fine.index[base + dy * fine.width + dx] for dy, dx in TAPS], dim=1)
-    forward = KernelMap(fine.count, coarse.count, [TapGroup(tuple(range(9)), table)])
+    table = fine.rows(base[:, None] + base.new_tensor([dy * fine.width + dx for dy, dx in TAPS]))
+    forward = KernelMap(
+        fine.count, coarse.count, [tap_group((tuple(range(9)),), table, fine.count)]
+    )
 
+    # fine = 2 coarse + first + d: tap 1 reaches sites with fine - first odd, taps 0 and 2 even ones
     groups = []
     image, y, x = fine.sites.unbind(1)
-    for parity_y in (0, 1):
-        for parity_x in (0, 1):
-            rows = ((y % 2 == parity_y) & (x % 2 == parity_x)).nonzero()[:, 0]
-            # fine = 2 coarse + first + d: only taps d of the site's own parity reach it
-            taps = [
-                k
-                for k, (dy, dx) in enumerate(TAPS)
-                if (dy + first) % 2 == parity_y and (dx + first) % 2 == parity_x
-            ]
-            columns = []
-            for k in taps:
-                dy, dx = TAPS[k]
-                out_y = (y[rows] - first - dy) // 2
-                out_x = (x[rows] - first - dx) // 2
-                columns.append(coarse.index[coarse.position(image[rows], out_y, out_x)])
-            groups.append(TapGroup(tuple(taps), torch.stack(columns, dim=1), rows))
+    y, x = y - first, x - first
+    base, parity = coarse.position(image, y >> 1, x >> 1), (y & 1) * 2 + (x & 1)
+    for odd_y in (0, 1):
+        for odd_x in (0, 1):
+            rows = (parity == 2 * odd_y + odd_x).nonzero()[:, 0]
+            taps = [(dy, dx) for dy, dx in TAPS if dy % 2 == odd_y and dx % 2 == odd_x]
+            steps = base.new_tensor([-(dy // 2) * coarse.width - dx // 2 for dy, dx in taps])
+            table = coarse.rows(base.index_select(0, rows)[:, None] + steps)
+            taps = (tuple(3 * dy + dx for dy, dx in taps),)
+            groups.append(tap_group(taps, table, coarse.count, rows=rows))
     backward = KernelMap(coarse.count, fine.count, groups)
     forward.transposed, backward.transposed = backward, forward
     return forward

@@ -11,6 +11,9 @@ from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
+from .cache import chunk_bytes
+from .functional import autocast_dtype
+
 
 class SparseConv2d(nn.Module):
     """A 3x3 convolution without bias between the sites of a grid.
@@ -30,10 +33,50 @@ class SparseConv2d(nn.Module):
         # He et al. 2015, by the taps that a site's output really has: on the way up 9 / 4 of 9
         taps = 9 / 4 if kind == "up" else 9
         nn.init.normal_(self.weight, std=math.sqrt(2 / (taps * in_channels)))
+        self._fold = None
 
-    def forward(self, features: torch.Tensor, grid, level: int) -> torch.Tensor:
-        """`level` is the finer of the two where the kind changes resolution."""
-        return getattr(grid, self.kind)(features, self.weight, level)
+    def forward(
+        self,
+        features: torch.Tensor,
+        grid,
+        level: int,
+        norm: NormReLU | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """norm(convolution) + residual, each where given.
+
+        `level` is the finer of the two where the kind changes resolution. At inference `norm` is
+        folded into the weights and everything into one pass.
+        """
+        convolve = getattr(grid, self.kind)
+        if self.training or torch.is_grad_enabled():
+            output = convolve(features, self.weight, level)
+            output = output if norm is None else norm(output)
+            return output if residual is None else output + residual
+        weight, bias = self._folded(norm, grid)
+        return convolve(features, weight, level, bias=bias, relu=norm is not None, residual=residual)
+
+    def _folded(self, norm: NormReLU | None, grid):
+        """Weight and bias with `norm`'s running statistics in them, as the engine wants them, and
+        kept until one of the tensors they come from changes."""
+        tensors = (self.weight, *(() if norm is None else norm.affine_tensors()))
+        key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        key = key, type(grid), autocast_dtype(self.weight.device.type)
+        if self._fold is None or self._fold[0] != key:
+            self._fold = None  # before the new one is made: one copy at a time
+            weight, bias = self.weight, None
+            if norm is not None:
+                scale, bias = norm.scale_and_shift()
+                weight = weight * scale
+            self._fold = key, grid.prepare(weight), bias
+        return self._fold[1:]
+
+    def train(self, mode: bool = True) -> SparseConv2d:
+        self._fold = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_fold": None}  # copies and pickles make their own
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kind={self.kind!r}"
@@ -96,8 +139,37 @@ class NormReLU(nn.Module):
             )
         self.norm = NORMS[norm](channels)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.relu_(self.norm(features))
+    def forward(self, features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Features (P,C), or several (P,C_i) that stand for their concatenation."""
+        if isinstance(features, torch.Tensor):
+            return F.relu_(self.norm(features))
+        if self.training or torch.is_grad_enabled():
+            return F.relu_(self.norm(torch.cat(features, dim=1)))
+        channels = [part.shape[1] for part in features]
+        tensors = zip(*(tensor.split(channels) for tensor in self.affine_tensors()))
+        tensors = list(zip(features, tensors))
+        output = features[0].new_empty(len(features[0]), sum(channels))
+        # piece by piece, while it is in the cache: the concatenation is never made
+        step = max(1, chunk_bytes(output.device.type) // (4 * max(1, output.shape[1])))
+        for start in range(0, len(output), step):
+            rows = slice(start, start + step)
+            parts = [
+                F.relu_(F.batch_norm(part[rows], mean, var, weight, bias, eps=self.norm.eps))
+                for part, (weight, bias, mean, var) in tensors
+            ]
+            torch.cat(parts, dim=1, out=output[rows])
+        return output
+
+    def affine_tensors(self) -> tuple[torch.Tensor, ...]:
+        """weight, bias, running mean, running variance: (C,) each."""
+        norm = self.norm
+        return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C,) each: with running statistics the normalisation is x * scale + shift."""
+        weight, bias, mean, variance = self.affine_tensors()
+        scale = weight * (variance + self.norm.eps).rsqrt()
+        return scale, bias - mean * scale
 
 
 class ResidualBlock(nn.Module):
@@ -113,7 +185,19 @@ class ResidualBlock(nn.Module):
         if in_channels != out_channels:
             self.skip = nn.Linear(in_channels, out_channels, bias=False)
 
-    def forward(self, features: torch.Tensor, grid, level: int) -> torch.Tensor:
-        skip = features if self.skip is None else self.skip(features)
-        x = self.conv1(self.act1(features), grid, level)
-        return skip + self.conv2(self.act2(x), grid, level)
+    def forward(
+        self, features: torch.Tensor | tuple[torch.Tensor, ...], grid, level: int
+    ) -> torch.Tensor:
+        """Features (P,C), or several (P,C_i) that stand for their concatenation."""
+        x = self.act1(features)
+        skip = features if self.skip is None else self._project(features)
+        x = self.conv1(x, grid, level, norm=self.act2)
+        return self.conv2(x, grid, level, residual=skip)
+
+    def _project(self, features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if isinstance(features, torch.Tensor):
+            return self.skip(features)
+        # the sum of the parts' products is the product of their concatenation
+        weights = self.skip.weight.split([part.shape[1] for part in features], dim=1)
+        products = [F.linear(part, weight) for part, weight in zip(features, weights)]
+        return sum(products[1:], products[0])

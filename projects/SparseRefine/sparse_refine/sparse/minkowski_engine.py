@@ -63,38 +63,59 @@ class MinkowskiGrid:
         """The way back of `enter`."""
         return features[self._maps[level][2]]
 
-    def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int):
+    def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 1: (P_l,C_in), weight (9,C_in,C_out) -> (P_l,C_out)."""
         convolution = self._engine.MinkowskiConvolutionFunction
-        return self._convolve(convolution, features, weight, 1, level, level)
+        return self._convolve(convolution, features, weight, 1, level, level, **epilogue)
 
-    def down(self, features: torch.Tensor, weight: torch.Tensor, level: int):
+    def down(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 2: (P_l,C_in) -> (P_{l+1},C_out)."""
         convolution = self._engine.MinkowskiConvolutionFunction
-        return self._convolve(convolution, features, weight, 2, level, level + 1)
+        return self._convolve(convolution, features, weight, 2, level, level + 1, **epilogue)
 
-    def up(self, features: torch.Tensor, weight: torch.Tensor, level: int):
+    def up(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """The transpose of `down`, 3x3, stride 2: (P_{l+1},C_in) -> (P_l,C_out)."""
         convolution = self._engine.MinkowskiConvolutionTransposeFunction
-        return self._convolve(convolution, features, weight, 2, level + 1, level)
+        return self._convolve(convolution, features, weight, 2, level + 1, level, **epilogue)
 
-    def _convolve(self, convolution, features, weight, stride: int, source: int, target: int):
+    @staticmethod
+    def prepare(weight: torch.Tensor) -> torch.Tensor:
+        """A weight as inference uses it again and again: see `TorchGrid.prepare`."""
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+
+    def _convolve(
+        self,
+        convolution,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        stride: int,
+        source: int,
+        target: int,
+        *,
+        bias: torch.Tensor | None = None,
+        relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         inputs, outputs = (self.pyramid.levels[level].count for level in (source, target))
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
-            features, weight = features.to(dtype), weight.to(dtype)
+            weight = self.prepare(weight)
+            features = features.to(weight.dtype)
             if inputs == 0 or outputs == 0:
                 # a sum over nothing: zeros, and gradients of zero for features and weight
-                return features.new_zeros(outputs, inputs) @ features @ weight[0]
-            return convolution.apply(
-                features,
-                weight.contiguous(),
-                self._kernels[stride],
-                self._mode,
-                self._maps[source][0],
-                self._maps[target][0],
-                self._manager,
-            )
+                output = features.new_zeros(outputs, inputs) @ features @ weight[0]
+            else:
+                output = convolution.apply(
+                    features,
+                    weight,
+                    self._kernels[stride],
+                    self._mode,
+                    self._maps[source][0],
+                    self._maps[target][0],
+                    self._manager,
+                )
+            output = output if bias is None else output + bias
+            output = output.relu() if relu else output
+            return output if residual is None else output + residual
 
     def _insert(self, level: int):
         sites = self.pyramid.levels[level].sites

@@ -29,6 +29,7 @@ class Level:
         self.flat = self.position(sites[:, 0], sites[:, 1], sites[:, 2])
         self.canvas = int(heights.sum()) * self.width
         self._index = None
+        self._spread = None
 
     @property
     def count(self) -> int:
@@ -40,13 +41,41 @@ class Level:
             index = torch.full(
                 (self.canvas,), self.count, dtype=torch.int32, device=self.sites.device
             )
-            index[self.flat] = torch.arange(self.count, dtype=torch.int32, device=self.sites.device)
+            rows = torch.arange(self.count, dtype=torch.int32, device=self.sites.device)
+            index.index_copy_(0, self.flat, rows)
             self._index = index
         return self._index
 
+    def stream(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions of all sites and of the empty ones beside each run of them: (n + 2,) int64,
+        ascending, and where in positions 1 .. n of it the sites are, (P,) int64 in 0 .. n - 1."""
+        flat = self.flat
+        # empty positions before a site: none within a run, one between runs two apart, else two
+        before = (flat.diff() - 1).clamp_(max=2)
+        place = torch.arange(1, self.count + 1, device=flat.device)
+        place[1:] += before.cumsum(0)
+        stream = flat.new_empty(int(place[-1]) + 2)
+        for beside in (-1, 0, 1):
+            stream.index_copy_(0, place + beside, flat + beside)
+        return stream, place - 1
+
+    @property
+    def spread(self) -> float:
+        """Length of `stream` over the number of sites, at least 1: about 1 where runs are long."""
+        if self._spread is None:
+            gaps = (self.flat.diff() - 1).clamp_(max=2).sum()
+            self._spread = 1 + (int(gaps) + 2) / max(1, self.count)
+        return self._spread
+
     def position(self, image: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Canvas positions; y and x may be one pixel outside of the image, on its empty border."""
-        return self.offsets[image] + (y + 1) * self.width + (x + 1)
+        offsets = self.offsets if len(self.sizes) == 1 else self.offsets.index_select(0, image)
+        return offsets + (y * self.width + x) + (self.width + 1)
+
+    def rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """`index` at positions of any shape, int32."""
+        # several times faster than index[positions]
+        return self.index.index_select(0, positions.reshape(-1)).view(positions.shape)
 
 
 class Pyramid:
@@ -93,7 +122,7 @@ class Pyramid:
         coarse = Level(fine.sites[:0], sizes)
         occupied = torch.zeros(coarse.canvas, dtype=torch.bool, device=fine.sites.device)
         if self.downsample == "floor":
-            occupied[coarse.position(image, y // 2, x // 2)] = True
+            occupied.index_fill_(0, coarse.position(image, y >> 1, x >> 1), True)
         else:
             last_y, last_x = (self._last(image, axis, len(sizes)) for axis in (y, x))
             for out_y in (y // 2, (y - 1) // 2):
@@ -103,7 +132,7 @@ class Pyramid:
                     occupied[position[inside]] = True
         flat = occupied.nonzero()[:, 0]
         image = torch.bucketize(flat, coarse.offsets, right=True) - 1
-        rest = flat - coarse.offsets[image]
+        rest = flat - coarse.offsets.index_select(0, image)
         y, x = rest // coarse.width - 1, rest % coarse.width - 1
         return Level(torch.stack([image, y, x], dim=1), sizes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .functional import sparse_conv
+from .functional import autocast_dtype, prefers_runs, sparse_conv
 from .kernel_map import KernelMap, down_map, submanifold_map
 from .pyramid import Pyramid
 
@@ -22,7 +22,7 @@ class TorchGrid:
 
     def __init__(self, pyramid: Pyramid):
         self.pyramid = pyramid
-        self._submanifold: dict[int, KernelMap] = {}
+        self._submanifold: dict[tuple[int, bool], KernelMap] = {}
         self._down: dict[int, KernelMap] = {}
 
     def enter(self, features: torch.Tensor) -> torch.Tensor:
@@ -33,19 +33,32 @@ class TorchGrid:
         """The way back of `enter`."""
         return features
 
-    def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int):
-        """3x3, stride 1: (P_l,C_in), weight (9,C_in,C_out) -> (P_l,C_out)."""
-        if level not in self._submanifold:
-            self._submanifold[level] = submanifold_map(self.pyramid.levels[level])
-        return sparse_conv(features, weight, self._submanifold[level])
+    @staticmethod
+    def prepare(weight: torch.Tensor) -> torch.Tensor:
+        """A weight (9,C_in,C_out) in the type and the order in memory that convolutions need, for
+        inference, which uses it again and again. They take any other too, and convert it."""
+        dtype = autocast_dtype(weight.device.type) or weight.dtype
+        return weight.to(dtype).permute(2, 0, 1).contiguous().permute(1, 2, 0)
 
-    def down(self, features: torch.Tensor, weight: torch.Tensor, level: int):
+    def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
+        """3x3, stride 1: (P_l,C_in), weight (9,C_in,C_out) -> (P_l,C_out).
+
+        Here and below `epilogue` is any of bias (C_out,), relu and residual (of the output's
+        shape): relu(convolution + bias) + residual.
+        """
+        sites = self.pyramid.levels[level]
+        runs = sites.count > 0 and prefers_runs(sites.spread, weight)
+        if (level, runs) not in self._submanifold:
+            self._submanifold[level, runs] = submanifold_map(sites, runs)
+        return sparse_conv(features, weight, self._submanifold[level, runs], **epilogue)
+
+    def down(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 2: (P_l,C_in) -> (P_{l+1},C_out)."""
-        return sparse_conv(features, weight, self._down_map(level))
+        return sparse_conv(features, weight, self._down_map(level), **epilogue)
 
-    def up(self, features: torch.Tensor, weight: torch.Tensor, level: int):
+    def up(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """The transpose of `down`, 3x3, stride 2: (P_{l+1},C_in) -> (P_l,C_out)."""
-        return sparse_conv(features, weight, self._down_map(level).transposed)
+        return sparse_conv(features, weight, self._down_map(level).transposed, **epilogue)
 
     def _down_map(self, level: int) -> KernelMap:
         if level not in self._down:

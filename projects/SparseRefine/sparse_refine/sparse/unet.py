@@ -60,9 +60,10 @@ class SparseUNet(nn.Module):
             for block in self.encoders[level]:
                 x = block(x, grid, level)
             skips.append(x)
+        skips.pop()
         for level in range(self.levels - 2, -1, -1):
             x = self.ups[level](self.before_up[level](x), grid, level)
-            x = torch.cat([skips[level], x], dim=1)
+            x = (skips.pop(), x)  # their concatenation
             for block in self.decoders[level]:
                 x = block(x, grid, level)
         return grid.leave(self.last(x))
