@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of other projects -> this one's names. Tables of rules, one file a family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import mask2former, mmseg, refiner
+from .reading import read_tensors
+from .rules import Drop, Report, Rule, compare, convert
+
+
+@dataclass(frozen=True)
+class Format:
+    """`rules`; `target`: what the result is for; `part`: prefixes of the names, in a SparseRefine
+    model, that it fills ("" for a base, whose names stand alone)."""
+
+    rules: Sequence[Rule | Drop]
+    target: str
+    part: tuple[str, ...] = ("",)
+
+
+FORMATS = {
+    "mmseg-hrnet": Format(
+        mmseg.HRNET, "build_hrnet_backbone (MODEL.TIMM.NAME hrnet_w48) and FCNHead"
+    ),
+    "mmseg-segformer": Format(mmseg.SEGFORMER, "build_mix_transformer_backbone and SegFormerHead"),
+    "mmseg-segnext": Format(mmseg.SEGNEXT, "build_mscan_backbone and LightHamHead"),
+    "mmseg-mask2former": Format(
+        mask2former.MASK2FORMER, "FrozenMaskFormer, of the project Mask2Former with a Swin backbone"
+    ),
+    "mask2former": Format(
+        mask2former.MASK2FORMER_DETECTRON2, "FrozenMaskFormer; its own checkpoints of any backbone"
+    ),
+    "sparserefine": Format(
+        refiner.refiner_rules(),
+        "the refiner (EXTRACTOR.PRESET paper, DOWNSAMPLE_SITES reach), for MODEL.WEIGHTS; its "
+        f"pixels are normalised with mean {refiner.PIXEL_MEAN} and std {refiner.PIXEL_STD}",
+        ("extractor.", "ensembler."),
+    ),
+}
+
+__all__ = [
+    "FORMATS",
+    "Drop",
+    "Format",
+    "Report",
+    "Rule",
+    "compare",
+    "convert",
+    "read_tensors",
+]

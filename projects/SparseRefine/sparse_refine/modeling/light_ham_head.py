@@ -48,8 +48,8 @@ class NMF2d(nn.Module):
         self.train_steps = train_steps
         self.eval_steps = eval_steps
         generator = torch.Generator().manual_seed(seed)
-        bases = F.normalize(torch.rand((1, channels, rank), generator=generator), dim=1)
-        self.register_buffer("eval_bases", bases, persistent=False)
+        bases = torch.rand((1, channels, rank), generator=generator, device="cpu")
+        self.register_buffer("eval_bases", F.normalize(bases, dim=1), persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         x = features.flatten(2)  # (B,D,N)

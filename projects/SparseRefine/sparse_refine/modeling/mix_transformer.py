@@ -18,6 +18,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from .mscan import stage_drop_paths
+
 # name -> (channels a stage, blocks a stage); the paper's table 6
 SIZES = {
     "b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
@@ -142,7 +144,7 @@ class MixTransformer(Backbone):
                 f"MODEL.MIX_TRANSFORMER.OUT_FEATURES is {list(out_features)}: one or more of "
                 f"{names}"
             )
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = stage_drop_paths(drop_path, depths)
         self._out_features = [name for name in names if name in out_features]
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
         self._out_feature_channels = dict(zip(names, channels))
@@ -155,7 +157,7 @@ class MixTransformer(Backbone):
                 stride=2 if i else 4,
                 heads=heads[i],
                 reduction=reductions[i],
-                drop_paths=rates[i].tolist(),
+                drop_paths=rates[i],
             )
         self.apply(_initialise)
 

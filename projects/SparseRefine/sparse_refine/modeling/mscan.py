@@ -134,14 +134,14 @@ class MSCAN(Backbone):
             raise ValueError(
                 f"MODEL.MSCAN.OUT_FEATURES is {list(out_features)}: one or more of {names}"
             )
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = stage_drop_paths(drop_path, depths)
         self._out_features = [name for name in names if name in out_features]
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
         self._out_feature_channels = dict(zip(names, channels))
         self.stages = nn.ModuleDict()
         for i, name in enumerate(names[: names.index(self._out_features[-1]) + 1]):
             embed = _stem(channels[0]) if i == 0 else _down(channels[i - 1], channels[i])
-            self.stages[name] = Stage(embed, channels[i], mlp_ratios[i], rates[i].tolist())
+            self.stages[name] = Stage(embed, channels[i], mlp_ratios[i], rates[i])
         self.apply(_initialise)
 
     @property
@@ -155,6 +155,14 @@ class MSCAN(Backbone):
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+
+def stage_drop_paths(last: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Stochastic depth of each block of each stage: 0 at the first, growing linearly to `last`."""
+    blocks = sum(depths)
+    rates = [last * i / max(1, blocks - 1) for i in range(blocks)]
+    ends = [sum(depths[: i + 1]) for i in range(len(depths))]
+    return [rates[end - depth : end] for end, depth in zip(ends, depths)]
 
 
 def _depthwise(channels: int, size: tuple[int, int]) -> nn.Conv2d:

@@ -86,7 +86,7 @@ def _create(name: str, pretrained: bool, out_indices: tuple[int, ...], options: 
         options = {**options, "out_indices": out_indices}
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except (RuntimeError, TypeError, AssertionError, AttributeError) as error:
+    except (RuntimeError, TypeError, AssertionError, AttributeError, LookupError) as error:
         raise ValueError(
             f"MODEL.TIMM.NAME {name!r} with OUT_INDICES {list(out_indices)} and OPTIONS {options}: "
             f"timm {timm.__version__} cannot build it for features: {error}"
