@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.nn.grad import conv2d_weight
 
 from .cache import chunk_bytes
 from .kernel_map import Chunk, KernelMap, TapGroup
@@ -168,25 +169,39 @@ def prefers_runs(spread: float, weight: torch.Tensor) -> bool:
 
 def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch.Tensor:
     # half precision would lose small terms of a sum over a million sites
-    total = torch.zeros(
-        weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
-    )
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    total = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
     if kernel_map.inputs == 0:
         return total.to(weight.dtype)
+    outputs = weight.shape[2]
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
         source = sources[group.absent is None]
+        taps = [k for place in group.taps for k in place]
+        matrix = total.new_zeros(outputs, group.width, len(taps) // group.width * weight.shape[1])
         for chunk in group.chunks(_step(group, features)):
             gathered = _gather(source, group, chunk)
             rows = slice(chunk.start, chunk.stop)
             rows = gradient[rows] if group.rows is None else gradient[group.rows[rows]]
             if chunk.pick is not None:
-                windows = rows.new_zeros(len(gathered) - group.width + 1, rows.shape[1])
+                windows = rows.new_zeros(len(gathered) - group.width + 1, outputs)
                 rows = windows.index_copy_(0, chunk.pick, rows)
-            for place, taps in enumerate(group.taps):
-                product = gathered[place : place + len(rows)].t() @ rows
-                total[list(taps)] += product.view(len(taps), *weight.shape[1:])
+            matrix += _correlate(gathered, rows, group.width)
+        total[taps] = matrix.view(outputs, len(taps), -1).permute(1, 2, 0)
     return total.to(weight.dtype)
+
+
+def _correlate(gathered: torch.Tensor, gradient: torch.Tensor, width: int) -> torch.Tensor:
+    """Of rows (n + width - 1, D) and gradients (n,C_out) of their windows: (C_out,width,D)."""
+    count, outputs = gradient.shape
+    length = gathered.shape[1]
+    single = width == 1 and (gradient.dtype != torch.float32 or count < 8 * outputs)
+    if single or not _by_convolution(gradient):
+        places = [gathered[place : place + count] for place in range(width)]
+        return torch.stack([(rows.t() @ gradient).t() for rows in places], dim=1)
+    images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, gradient)]
+    kernel = conv2d_weight(images[0], (outputs, length, 1, width), images[1])
+    return kernel[:, :, 0].transpose(1, 2)
 
 
 def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:
