@@ -116,6 +116,7 @@ NEEDS = {
     "smp": "segmentation_models_pytorch",
     "mask2former_t": "mask2former",
     "mask2former_l": "mask2former",
+    "pem_r50": "pem",
 }
 
 

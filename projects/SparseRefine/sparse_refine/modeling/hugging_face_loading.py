@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 # Models whose position embedding is of one size, `image_size` of their config.
 _ONE_SIZE = ("dpt", "eomt", "eomt_dinov3")
-# Models that drop what exceeds a whole number of patches, so that their map would not cover it.
+# Models that drop what exceeds a whole number of patches, so that their map would not cover it. In
+# transformers 4 these too know one size only.
 _WHOLE_PATCHES = ("beit", "data2vec-vision")
 
 
@@ -53,6 +54,8 @@ def load_parts(
     """
     transformers = _transformers()
     config = _config(transformers, name, revision, config or {})
+    universal = is_universal(config)
+    pretrained = pretrained and bool(name)
     if num_classes is not None and (new_head or not pretrained):
         if config.num_labels != num_classes:
             config.num_labels = num_classes
@@ -61,11 +64,11 @@ def load_parts(
             f"MODEL.HUGGING_FACE.NAME {name!r} predicts {config.num_labels} classes but "
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
         )
-    if is_universal(config):
+    if universal:
         kind = transformers.AutoModelForUniversalSegmentation
     else:
         kind = transformers.AutoModelForSemanticSegmentation
-    if pretrained and name:
+    if pretrained:
         model = _pretrained(kind, name, revision, config, new_head)
     else:
         model = kind.from_config(config)
@@ -73,11 +76,13 @@ def load_parts(
     parts = {"model": model.float().eval(), "flip_channels": image_format == "BGR"}
     if name:
         parts.update(_processing(transformers, name, revision, image_format))
+    one_size = config.model_type in _ONE_SIZE
+    if config.model_type in _WHOLE_PATCHES:
+        one_size = transformers.__version__.startswith("4.")
+        parts["size_divisibility"] = config.patch_size
     if size_divisibility:
         parts["size_divisibility"] = size_divisibility
-    elif config.model_type in _WHOLE_PATCHES:
-        parts["size_divisibility"] = config.patch_size
-    if image_size or config.model_type in _ONE_SIZE:
+    if image_size or one_size:
         parts["image_size"] = tuple(image_size) or _pair(config.image_size)
     if config.model_type == "oneformer":
         parts["task_inputs"] = _task_tokens(transformers, name, revision, config.task_seq_len)
