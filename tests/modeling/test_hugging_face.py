@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from sparse_refine import HuggingFaceSegmentor, SparseRefine
 from sparse_refine.build import build_base
-from sparse_refine.engine import Trainer
+from sparse_refine.checkpoint import save_weights
+from sparse_refine.engine import Trainer, load_model
 from sparse_refine.modeling.hugging_face import query_scores
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -475,6 +476,25 @@ def test_wrap_without_yaml(tmp_path):
         assert model([{"image": image_of(75, 101)}])[0]["sem_seg"].shape == (K, 75, 101)
     with pytest.raises(ValueError, match="returns scores.*'logits'"):
         SparseRefine.wrap(base, num_classes=K, score_type="logits")
+
+
+def test_a_refiner_on_a_checkpoint_of_the_hub(make_cfg, tiny_dataset, tmp_path, quiet_logs):
+    """Its weights come with its name: neither BASE.WEIGHTS nor the exported file holds them."""
+    saved(tmp_path / "hub", segformer_config())
+    cfg = make_cfg(
+        *("MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE", "HuggingFaceSegmentor"),
+        *(NODE + "NAME", str(tmp_path / "hub"), "DATASETS.TRAIN", (tiny_dataset(),)),
+        *("OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1),
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    state = trainer.model.state_dict()
+    refiner = {name: x for name, x in state.items() if not name.startswith("coarse.base.")}
+    save_weights(refiner, tmp_path / "refiner.safetensors")
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "refiner.safetensors")])
+    loaded = load_model(cfg).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in state.items())
 
 
 def test_train_net_trains_it_as_a_dense_model(make_cfg, tiny_dataset, tmp_path, quiet_logs):

@@ -69,6 +69,18 @@ def build_base(cfg) -> nn.Module:
     return base
 
 
+def base_has_weights(cfg) -> bool:
+    """Whether the base comes with weights: from BASE.WEIGHTS, as a pretrained model of Hugging
+    Face's, or as a module that loads its own (MODEL.MODULE.PRETRAINED)."""
+    kind = cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE
+    hub = cfg.MODEL.HUGGING_FACE
+    return bool(
+        cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
+        or (kind == "HuggingFaceSegmentor" and hub.NAME and hub.PRETRAINED)
+        or (kind == "ModuleSegmentor" and cfg.MODEL.MODULE.PRETRAINED)
+    )
+
+
 def load_base_weights(
     base: nn.Module, path: str, prefix: str = "", allow_pickle: bool = False
 ) -> None:

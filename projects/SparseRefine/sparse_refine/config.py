@@ -109,6 +109,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # What makes the module: "package.module:name" or "path/to/file.py:name", a class or a function.
     cfg.MODEL.MODULE.PATH = ""
     cfg.MODEL.MODULE.ARGS = CN(new_allowed=True)  # its keyword arguments, any mapping
+    # Whether it comes with its weights: then it serves as a frozen base without BASE.WEIGHTS.
+    cfg.MODEL.MODULE.PRETRAINED = False
     cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
     cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 

@@ -28,6 +28,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from .build import base_has_weights
 from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
 from .config import add_sparse_refine_config
 from .data import build_test_loader, build_train_loader, read_labels, register_folders
@@ -99,7 +100,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             allow_pickle=cfg.MODEL.ALLOW_PICKLE,
             required=_frozen(cfg),
-            supplied=_frozen(cfg) if cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS else (),
+            supplied=_frozen(cfg) if base_has_weights(cfg) else (),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -111,13 +112,12 @@ class Trainer(DefaultTrainer):
         """As in DefaultTrainer.
 
         Raises:
-            ValueError: neither MODEL.WEIGHTS nor BASE.WEIGHTS has weights for the frozen base.
+            ValueError: nothing has weights for the frozen base, see `base_has_weights`.
         """
         from_scratch = not self.cfg.MODEL.WEIGHTS and not (
             resume and self.checkpointer.has_checkpoint()
         )
-        own_base = self.cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
-        if from_scratch and _frozen(self.cfg) and not own_base:
+        if from_scratch and _frozen(self.cfg) and not base_has_weights(self.cfg):
             raise ValueError(
                 "MODEL.SPARSE_REFINE.BASE.WEIGHTS and MODEL.WEIGHTS are both '': the frozen base "
                 "would keep random weights. Set BASE.WEIGHTS to the base's own checkpoint"
@@ -257,7 +257,8 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
 def load_model(cfg: CfgNode) -> torch.nn.Module:
     """The config's model with MODEL.WEIGHTS, in eval mode.
 
-    MODEL.WEIGHTS must hold every tensor of it, but for the base's where BASE.WEIGHTS gave them.
+    MODEL.WEIGHTS must hold every tensor of it, but for the base's where the base has them already,
+    see `base_has_weights`.
 
     Raises:
         FileNotFoundError, ValueError: see `SafeCheckpointer`; or MODEL.WEIGHTS is "".
@@ -269,7 +270,7 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
         model,
         allow_pickle=cfg.MODEL.ALLOW_PICKLE,
         required=("",),
-        supplied=_frozen(cfg) if cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS else (),
+        supplied=_frozen(cfg) if base_has_weights(cfg) else (),
     ).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
