@@ -175,8 +175,8 @@ class MixTransformer(Backbone):
 
 
 def _to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B,N,C) -> (B,C,h,w)."""
-    return tokens.transpose(1, 2).unflatten(2, tuple(size)).contiguous()
+    """(B,N,C) -> (B,C,h,w): the same memory, which is what torch calls channels_last."""
+    return tokens.transpose(1, 2).unflatten(2, tuple(size))
 
 
 def _to_tokens(x: torch.Tensor) -> torch.Tensor:
