@@ -156,8 +156,29 @@ def test_wrap(tiny):
     assert model.coarse.score_type == "scores" and model.coarse.base.criterion is None
 
 
-def test_without_the_project(make_cfg, monkeypatch):
-    monkeypatch.delitem(META_ARCH_REGISTRY._obj_map, "MaskFormer", raising=False)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_as_on_the_cpu(tiny):
+    base, image = build_base(tiny()), image_of(75, 101)
+    with torch.inference_mode():
+        (on_cpu,) = base([{"image": image}])
+        (on_gpu,) = base.cuda()([{"image": image}])
+    assert torch.allclose(on_gpu["sem_seg"].cpu(), on_cpu["sem_seg"], atol=1e-3)
+
+
+def test_a_dense_arm(tiny):
+    """By itself at full resolution, for evaluation and timing."""
+    model = Trainer.build_model(tiny("MODEL.META_ARCHITECTURE", "FrozenMaskFormer")).eval()
+    with torch.inference_mode():
+        (output,) = model([{"image": image_of(75, 101)}])
+    assert output["sem_seg"].shape == (19, 75, 101)
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_without_the_project(make_cfg, monkeypatch, imported):
+    if imported:  # by another yaml of the same process: this one lacks the keys
+        monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "MaskFormer", object)
+    else:
+        monkeypatch.delitem(META_ARCH_REGISTRY._obj_map, "MaskFormer", raising=False)
     cfg = make_cfg(BASE + "META_ARCHITECTURE", "FrozenMaskFormer")
     with pytest.raises(ValueError, match="PROJECTS: .*mask2former:add_maskformer2_config"):
         build_base(cfg)

@@ -431,6 +431,23 @@ def test_a_dense_model_does_and_is_a_base_afterwards(make_cfg, tmp_path, caplog)
     assert torch.equal(run(base, image_of(40, 40)), run(dense, image_of(40, 40)))
 
 
+def test_a_dense_model_of_other_classes_gets_a_new_head(make_cfg, tmp_path, caplog):
+    reference = saved(tmp_path, segformer_config())
+    options = ["MODEL.META_ARCHITECTURE", "HuggingFaceSegmentor", NODE + "NAME", str(tmp_path)]
+    model = Trainer.build_model(make_cfg(*options, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5)).model
+    assert "decode_head.classifier" in caplog.text
+    assert model.decode_head.classifier.weight.shape[0] == 5
+    name = "decode_head.linear_fuse.weight"
+    assert torch.equal(model.state_dict()[name], reference.state_dict()[name])
+
+
+def test_auxiliary_heads_are_left_out(tmp_path):
+    """They cost time, nobody reads them, and DDP would wait for their gradients."""
+    saved(tmp_path, upernet_config())
+    model = HuggingFaceSegmentor.from_pretrained(str(tmp_path))
+    assert model.model.auxiliary_head is None
+
+
 def test_weights_of_the_model_alone(make_cfg, tmp_path):
     reference = saved(tmp_path, segformer_config())
     weights = tmp_path / "alone.safetensors"

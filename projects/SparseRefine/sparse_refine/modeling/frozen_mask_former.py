@@ -26,10 +26,10 @@ def FrozenMaskFormer(cfg: CfgNode) -> nn.Module:
     softmax(class) * sigmoid(mask)): MODEL.SPARSE_REFINE.BASE.SCORE_TYPE must be "scores".
 
     Raises:
-        ValueError: no project has registered `MaskFormer`; or PANOPTIC_ON, and the data set does
-            not say which classes are things.
+        ValueError: the yaml names no project that registers `MaskFormer` and declares its keys; or
+            PANOPTIC_ON, and the data set does not say which classes are things.
     """
-    if "MaskFormer" not in META_ARCH_REGISTRY:
+    if "MaskFormer" not in META_ARCH_REGISTRY or "MASK_FORMER" not in cfg.MODEL:
         raise ValueError(
             "FrozenMaskFormer needs the project that it is in: put PROJECTS: "
             '["mask2former:add_maskformer2_config"] into the yaml, and a checkout of Mask2Former '

@@ -56,6 +56,8 @@ def load_parts(
     config = _config(transformers, name, revision, config or {})
     universal = is_universal(config)
     pretrained = pretrained and bool(name)
+    if getattr(config, "use_auxiliary_head", False):  # nobody reads what it says
+        config.use_auxiliary_head = False
     if num_classes is not None and (new_head or not pretrained):
         if config.num_labels != num_classes:
             config.num_labels = num_classes
