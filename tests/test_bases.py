@@ -188,6 +188,39 @@ def test_shipped_config(path, tmp_path, monkeypatch):
     assert torch.equal(answer(unsure(load_model(again)), image), answer(model, image))
 
 
+DENSE = [
+    "cityscapes/fpn_r50",
+    "cityscapes/hrnet_w48",
+    "cityscapes/segformer_b5",
+    "cityscapes/segformer_b5_mmseg",
+    "cityscapes/segnext_l",
+    "examples/plain_pytorch",
+    "examples/smp",
+    "examples/timm",
+]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_base_trains_by_itself(name, tmp_path, monkeypatch):
+    """With the same yaml and MODEL.META_ARCHITECTURE set to its own, as the examples say."""
+    path = CONFIGS / f"{name}.yaml"
+    cfg, options = config_of(path, tmp_path, monkeypatch)
+    kind = cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE
+    model = Trainer.build_model(load_config(str(path), [*options, "MODEL.META_ARCHITECTURE", kind]))
+    labels = torch.randint(0, 19, (64, 96))
+    labels[:9] = 255
+    item = {"image": image_of(64, 96), "sem_seg": labels}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
+    losses = []
+    for _ in range(4):
+        loss = sum(model.train()([item, item]).values())  # BatchNorm wants two
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
 def export(monkeypatch, source, target):
     spec = importlib.util.spec_from_file_location("export", PROJECT / "tools/export_weights.py")
     module = importlib.util.module_from_spec(spec)
