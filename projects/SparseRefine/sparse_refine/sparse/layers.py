@@ -12,7 +12,6 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
 from .cache import chunk_bytes
-from .functional import autocast_dtype
 
 
 class SparseConv2d(nn.Module):
@@ -29,11 +28,11 @@ class SparseConv2d(nn.Module):
         if kind not in ("submanifold", "down", "up"):
             raise ValueError(f"kind is {kind!r}: one of 'submanifold', 'down', 'up'")
         self.kind = kind
-        self.weight = nn.Parameter(torch.empty(9, in_channels, out_channels))
+        # in memory (C_out,9,C_in), as the matrix product reads it
+        self.weight = nn.Parameter(torch.empty(out_channels, 9, in_channels).permute(1, 2, 0))
         # He et al. 2015, by the taps that a site's output really has: on the way up 9 / 4 of 9
         taps = 9 / 4 if kind == "up" else 9
         nn.init.normal_(self.weight, std=math.sqrt(2 / (taps * in_channels)))
-        self._fold = None
 
     def forward(
         self,
@@ -46,37 +45,19 @@ class SparseConv2d(nn.Module):
         """norm(convolution) + residual, each where given.
 
         `level` is the finer of the two where the kind changes resolution. At inference `norm` is
-        folded into the weights and everything into one pass.
+        folded into the weights, and everything is one pass.
         """
         convolve = getattr(grid, self.kind)
         if self.training or torch.is_grad_enabled():
             output = convolve(features, self.weight, level)
             output = output if norm is None else norm(output)
             return output if residual is None else output + residual
-        weight, bias = self._folded(norm, grid)
+        weight, bias = self.weight, None
+        if norm is not None:
+            # anew each time: a copy that is kept doubles the memory, and goes stale
+            scale, bias = norm.scale_and_shift()
+            weight = grid.scaled(weight, scale)
         return convolve(features, weight, level, bias=bias, relu=norm is not None, residual=residual)
-
-    def _folded(self, norm: NormReLU | None, grid):
-        """Weight and bias with `norm`'s running statistics in them, as the engine wants them, and
-        kept until one of the tensors they come from changes."""
-        tensors = (self.weight, *(() if norm is None else norm.affine_tensors()))
-        key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        key = key, type(grid), autocast_dtype(self.weight.device.type)
-        if self._fold is None or self._fold[0] != key:
-            self._fold = None  # before the new one is made: one copy at a time
-            weight, bias = self.weight, None
-            if norm is not None:
-                scale, bias = norm.scale_and_shift()
-                weight = weight * scale
-            self._fold = key, grid.prepare(weight), bias
-        return self._fold[1:]
-
-    def train(self, mode: bool = True) -> SparseConv2d:
-        self._fold = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_fold": None}  # copies and pickles make their own
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kind={self.kind!r}"

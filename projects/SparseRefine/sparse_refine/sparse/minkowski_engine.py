@@ -79,9 +79,9 @@ class MinkowskiGrid:
         return self._convolve(convolution, features, weight, 2, level + 1, level, **epilogue)
 
     @staticmethod
-    def prepare(weight: torch.Tensor) -> torch.Tensor:
-        """A weight as inference uses it again and again: see `TorchGrid.prepare`."""
-        return weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+    def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """weight (9,C_in,C_out) * scale (C_out,)."""
+        return weight * scale
 
     def _convolve(
         self,
@@ -98,7 +98,7 @@ class MinkowskiGrid:
     ) -> torch.Tensor:
         inputs, outputs = (self.pyramid.levels[level].count for level in (source, target))
         with torch.autocast(features.device.type, enabled=False):
-            weight = self.prepare(weight)
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
             features = features.to(weight.dtype)
             if inputs == 0 or outputs == 0:
                 # a sum over nothing: zeros, and gradients of zero for features and weight
