@@ -10,7 +10,7 @@ import torch
 
 from .rules import Drop, Rule
 
-BATCH_NORM = "weight|bias|running_mean|running_var|num_batches_tracked"
+_BATCH_NORM = "weight|bias|running_mean|running_var|num_batches_tracked"
 _PAIR = "weight|bias"
 
 # what any of its checkpoints may hold besides the model that predicts
@@ -18,17 +18,14 @@ NOT_NEEDED = (
     Drop(r"auxiliary_head\..+", "auxiliary heads, which only training uses"),
     Drop(r"data_preprocessor\..+", "mean and std: see MODEL.PIXEL_MEAN"),
 )
-
-
-def _classifier(source: str = r"decode_head\.conv_seg") -> Rule:
-    return Rule(rf"{source}\.(weight|bias)", r"sem_seg_head.predictor.\1")
+_CLASSIFIER = Rule(rf"decode_head\.conv_seg\.({_PAIR})", r"sem_seg_head.predictor.\1")
 
 
 def _conv_module(source: str, target: str, norm: str = "bn") -> tuple[Rule, ...]:
     """mmcv's convolution with a norm -> Detectron2's Conv2d."""
     return (
-        Rule(rf"{source}\.conv\.(weight|bias)", rf"{target}.\g<1>"),
-        Rule(rf"{source}\.{norm}\.({BATCH_NORM})", rf"{target}.norm.\g<1>"),
+        Rule(rf"{source}\.conv\.({_PAIR})", rf"{target}.\g<1>"),
+        Rule(rf"{source}\.{norm}\.({_BATCH_NORM})", rf"{target}.norm.\g<1>"),
     )
 
 
@@ -40,8 +37,8 @@ HRNET = (
         r"backbone.model.\1",
     ),
     Rule(r"decode_head\.convs\.(\d+)\.conv\.(weight)", r"sem_seg_head.convs.\1.\2"),
-    Rule(rf"decode_head\.convs\.(\d+)\.bn\.({BATCH_NORM})", r"sem_seg_head.convs.\1.norm.\2"),
-    _classifier(),
+    Rule(rf"decode_head\.convs\.(\d+)\.bn\.({_BATCH_NORM})", r"sem_seg_head.convs.\1.norm.\2"),
+    _CLASSIFIER,
 )
 
 
@@ -54,13 +51,13 @@ def _mscan() -> tuple[Rule, ...]:
         strips = rf"{to}.attention.strip_attention"
         embed = rf"backbone\.patch_embed{i}\."
         if i == 1:  # convolution, norm, GELU, convolution, norm
-            rules.append(Rule(rf"{embed}proj\.([0134])\.({BATCH_NORM})", rf"{target}.embed.\1.\2"))
+            rules.append(Rule(rf"{embed}proj\.([0134])\.({_BATCH_NORM})", rf"{target}.embed.\1.\2"))
         else:
             rules.append(Rule(rf"{embed}proj\.({_PAIR})", rf"{target}.embed.0.\1"))
-            rules.append(Rule(rf"{embed}norm\.({BATCH_NORM})", rf"{target}.embed.1.\1"))
+            rules.append(Rule(rf"{embed}norm\.({_BATCH_NORM})", rf"{target}.embed.1.\1"))
         rules += [
             Rule(rf"backbone\.norm{i}\.({_PAIR})", rf"{target}.norm.\1"),
-            Rule(rf"{block}\.norm([12])\.({BATCH_NORM})", rf"{to}.norm\2.\3"),
+            Rule(rf"{block}\.norm([12])\.({_BATCH_NORM})", rf"{to}.norm\2.\3"),
             Rule(rf"{block}\.layer_scale_([12])", rf"{to}.scale\2", _per_channel),
             Rule(rf"{block}\.attn\.proj_1\.({_PAIR})", rf"{to}.attention.before.\2"),
             Rule(rf"{block}\.attn\.proj_2\.({_PAIR})", rf"{to}.attention.after.\2"),
@@ -88,7 +85,7 @@ SEGNEXT = (
     *_conv_module(r"decode_head\.hamburger\.ham_out", "sem_seg_head.ham_out", norm="gn"),
     *_conv_module(r"decode_head\.align", "sem_seg_head.align", norm="gn"),
     Drop(r"decode_head\.hamburger\.ham\.bases", "bases of the factorisation: drawn, not learnt"),
-    _classifier(),
+    _CLASSIFIER,
 )
 
 
@@ -136,7 +133,7 @@ SEGFORMER = (
     *NOT_NEEDED,
     *_mix_transformer(),
     Rule(r"decode_head\.convs\.(\d+)\.conv\.(weight)", r"sem_seg_head.project.\1.\2"),
-    Rule(rf"decode_head\.convs\.(\d+)\.bn\.({BATCH_NORM})", r"sem_seg_head.project.\1.norm.\2"),
+    Rule(rf"decode_head\.convs\.(\d+)\.bn\.({_BATCH_NORM})", r"sem_seg_head.project.\1.norm.\2"),
     *_conv_module(r"decode_head\.fusion_conv", "sem_seg_head.fuse"),
-    _classifier(),
+    _CLASSIFIER,
 )

@@ -46,7 +46,7 @@ class TimmBackbone(Backbone):
         info = self.model.feature_info
         strides, channels = info.reduction(), info.channels()
         names = _feature_names(strides)
-        # fewer than the model gives: without out_indices the ones of stride 2 are left out
+        # stride 2 only where it is asked for by its number
         self._names = [
             feature if out_indices or stride >= 4 else None
             for feature, stride in zip(names, strides)
@@ -56,25 +56,18 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = dict(zip(names, channels))
         # a map that is not returned may be resized inside of the model all the same (HRNet)
         self._size_divisibility = max(entry["reduction"] for entry in info.info)
-        self._channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+        self._nhwc = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")  # Swin
 
     @property
     def size_divisibility(self) -> int:
         return self._size_divisibility
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.model(x)
-        if self._channels_last:  # Swin's
-            features = [feature.permute(0, 3, 1, 2) for feature in features]
-        return {name: feature for name, feature in zip(self._names, features) if name is not None}
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
+        outputs = {}
+        for name, feature in zip(self._names, self.model(x)):
+            if name is not None:
+                outputs[name] = feature.permute(0, 3, 1, 2) if self._nhwc else feature
+        return outputs
 
 
 def _create(name: str, pretrained: bool, out_indices: tuple[int, ...], options: dict) -> nn.Module:
