@@ -32,7 +32,7 @@ setup(
         # Compiled from source against the torch that is there: see the README for pip's options.
         "minkowski": ["MinkowskiEngine>=0.5.4"],
         "bases": EFFICIENTNET_LITE,
-        "huggingface": ["transformers"],
+        "huggingface": ["transformers>=4.57"],
         "smp": ["segmentation-models-pytorch"],
         "timm": ["timm"],
         "demo": [*EFFICIENTNET_LITE, "matplotlib", "tensorboard"],
@@ -48,7 +48,7 @@ setup(
             "segmentation-models-pytorch",
             "tensorboard",
             "timm",
-            "transformers",
+            "transformers>=4.57",
         ],
     },
 )

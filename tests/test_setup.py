@@ -64,7 +64,8 @@ def setup_arguments(tmp_path: Path) -> dict:
 def test_setup_py_leaves_torch_detectron2_and_opencv_alone(tmp_path):
     arguments = setup_arguments(tmp_path)
     assert arguments["python_requires"] == ">=3.9"
-    assert set(arguments["extras_require"]) == {"minkowski", "bases", "demo", "test"}
+    extras = {"minkowski", "bases", "timm", "huggingface", "smp", "demo", "test"}
+    assert set(arguments["extras_require"]) == extras
     wanted = " ".join(arguments["install_requires"])
     assert not re.search(r"torch|detectron2|opencv", wanted)
 
