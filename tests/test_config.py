@@ -190,8 +190,17 @@ MODEL_ERRORS = [
         "0",
     ),
     (["MODEL.PIXEL_STD", [1.0, 0.0, 1.0]], "MODEL.PIXEL_STD", "0.0"),
+    ([METHOD + "EXTRACTOR.PIXEL_STD", [1.0, 0.0, 1.0]], "EXTRACTOR.PIXEL_STD", "0.0"),
     (["MODEL.PIXEL_MEAN", [1.0]], "MODEL.PIXEL_MEAN", "[1.0]"),
 ]
+
+
+def test_the_refiner_may_have_its_own_mean_and_std(make_cfg):
+    model = SparseRefine(make_cfg())
+    assert model.pixel_mean.tolist() == [[127.0] * 3] and model.pixel_std.tolist() == [[64.0] * 3]
+    model = SparseRefine(make_cfg(METHOD + "EXTRACTOR.PIXEL_MEAN", [1.0, 2.0, 3.0]))
+    assert model.pixel_mean.tolist() == [[1.0, 2.0, 3.0]]
+    assert model.pixel_std.tolist() == [[64.0] * 3]
 
 
 @pytest.mark.parametrize("options, key, value", MODEL_ERRORS, ids=lambda part: str(part)[-40:])

@@ -42,8 +42,8 @@ def build_parts(cfg) -> dict:
         "selector": _get(SELECTOR_REGISTRY, "SELECTOR", node.SELECTOR.NAME)(cfg),
         "extractor": _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.EXTRACTOR.NAME)(cfg),
         "ensembler": _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg),
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "pixel_mean": node.EXTRACTOR.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": node.EXTRACTOR.PIXEL_STD or cfg.MODEL.PIXEL_STD,
         "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         "output": node.OUTPUT,
         "refined_weight": node.LOSS.REFINED_WEIGHT,
@@ -143,11 +143,17 @@ def _check(cfg) -> None:
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if classes < 1:
         raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: it must be at least 1")
-    for key, values in (("PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN), ("PIXEL_STD", cfg.MODEL.PIXEL_STD)):
-        if len(values) != 3 or (key == "PIXEL_STD" and not min(values) > 0):
+    own = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+    for key, values in (
+        ("PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN),
+        ("PIXEL_STD", cfg.MODEL.PIXEL_STD),
+        ("SPARSE_REFINE.EXTRACTOR.PIXEL_MEAN", own.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN),
+        ("SPARSE_REFINE.EXTRACTOR.PIXEL_STD", own.PIXEL_STD or cfg.MODEL.PIXEL_STD),
+    ):
+        if len(values) != 3 or (key.endswith("STD") and not min(values) > 0):
             raise ValueError(
                 f"MODEL.{key} is {list(values)}: three numbers are needed"
-                f"{', each above 0' if key == 'PIXEL_STD' else ''}"
+                f"{', each above 0' if key.endswith('STD') else ''}"
             )
     head = cfg.MODEL.SEM_SEG_HEAD
     if head.NAME == "PointRendSemSegHead":  # else it answers for the top left corner alone

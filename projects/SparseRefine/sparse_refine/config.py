@@ -158,9 +158,14 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # The sparse network that looks at them.
     node.EXTRACTOR = CN()
     node.EXTRACTOR.NAME = "SparseUNetExtractor"  # a name in extractor.py's EXTRACTOR_REGISTRY
-    # What it reads at a pixel, any of: "rgb" (3, normalised by PIXEL_MEAN and PIXEL_STD),
+    # What it reads at a pixel, any of: "rgb" (3, normalised by the PIXEL_MEAN and PIXEL_STD below),
     # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).
     node.EXTRACTOR.FEATURES = ["rgb"]
+    # Three numbers each, on the images' value range and channel order; [] for MODEL.PIXEL_MEAN and
+    # PIXEL_STD. Refiners converted from the paper's release need [103.53, 116.28, 123.675] and
+    # [57.375, 57.12, 58.395] (conversion/refiner.py says why).
+    node.EXTRACTOR.PIXEL_MEAN = []
+    node.EXTRACTOR.PIXEL_STD = []
     node.EXTRACTOR.PRESET = "base"  # paper, base, small, or custom: CHANNELS and BLOCKS below
     node.EXTRACTOR.CHANNELS = [32, 64, 128, 256]  # a level, full resolution first (custom only)
     node.EXTRACTOR.BLOCKS = 1  # residual blocks a level, down and up (custom only)

@@ -35,8 +35,9 @@ FORMATS = {
     ),
     "sparserefine": Format(
         refiner.refiner_rules(),
-        "the refiner (EXTRACTOR.PRESET paper, DOWNSAMPLE_SITES reach), for MODEL.WEIGHTS; its "
-        f"pixels are normalised with mean {refiner.PIXEL_MEAN} and std {refiner.PIXEL_STD}",
+        "the refiner, for MODEL.WEIGHTS with BASE.WEIGHTS beside it; EXTRACTOR: PRESET paper, "
+        f"DOWNSAMPLE_SITES reach, PIXEL_MEAN {list(refiner.PIXEL_MEAN)}, "
+        f"PIXEL_STD {list(refiner.PIXEL_STD)}",
         ("extractor.", "ensembler."),
     ),
 }

@@ -20,7 +20,8 @@ sparsemapping_cuda.cu). Here x is.
 
 The release reads RGB images and then swaps red and blue on the way to MMCV's normalisation: its
 network sees (b - 123.675) / 58.395, (g - 116.28) / 57.12, (r - 103.53) / 57.375. The converted stem
-takes them in the order r, g, b; normalise with `PIXEL_MEAN` and `PIXEL_STD` below.
+takes them in the order r, g, b; MODEL.SPARSE_REFINE.EXTRACTOR.PIXEL_MEAN and PIXEL_STD have to be
+the ones below.
 """
 
 from __future__ import annotations
