@@ -126,3 +126,18 @@ def test_logits_are_single_precision_under_autocast(extractor):
         logits = extractor(*given)
     assert logits.dtype == torch.float32
     assert torch.allclose(logits, extractor(*given), atol=0.1, rtol=0.1)
+
+
+def test_precision(extractor, make_cfg):
+    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
+    exact = extractor(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = extractor(*given)
+    assert not torch.equal(near, exact)
+    extractor.precision = "bfloat16"
+    assert torch.equal(extractor(*given), near)
+    extractor.precision = "float32"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(extractor(*given), exact)
+    with pytest.raises(ValueError, match=r"EXTRACTOR.PRECISION is 'half': one of .*'bfloat16'"):
+        SparseUNetExtractor(make_cfg("MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION", "half"))

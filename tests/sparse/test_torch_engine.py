@@ -88,20 +88,53 @@ def inputs_of(grid: TorchGrid, operation: str, dtype=torch.float64, channels=(3,
     return features, weight
 
 
+# float32 is multiplied by other kernels than float64
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_forward_and_gradients_equal_dense(operation, mode, case):
+def test_forward_and_gradients_equal_dense(operation, mode, case, dtype, error):
     grid = grid_of(case, mode)
-    features, weight = inputs_of(grid, operation)
+    features, weight = inputs_of(grid, operation, dtype)
     output = getattr(grid, operation)(features, weight, 0)
     expected = dense_operation(operation, features, weight, grid.pyramid)
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=0, atol=error)
     probe = torch.randn_like(output)
     gradients = torch.autograd.grad(output, (features, weight), probe)
     # a dense layer that no image reached has no graph at all
     reference = torch.autograd.grad(expected, (features, weight), probe, materialize_grads=True)
-    torch.testing.assert_close(gradients, reference, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients, reference, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_epilogue(operation, mode, case):
+    """relu(convolution + bias) + residual, in one pass without gradients and in steps with them."""
+    grid = grid_of(case, mode)
+    features, weight = inputs_of(grid, operation)
+    bias = torch.randn(weight.shape[2], dtype=weight.dtype)
+    plain = getattr(grid, operation)(features, weight, 0)
+    residual = torch.randn_like(plain)
+    for options, expected in (
+        ({"bias": bias}, plain + bias),
+        ({"relu": True}, plain.relu()),
+        ({"residual": residual}, plain + residual),
+        ({"bias": bias, "relu": True, "residual": residual}, (plain + bias).relu() + residual),
+    ):
+        for enabled in (True, False):
+            with torch.set_grad_enabled(enabled):
+                output = getattr(grid, operation)(features, weight, 0, **options)
+            torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_layout_of_the_weight_does_not_matter(operation):
+    grid = grid_of("batch", "floor")
+    features, weight = inputs_of(grid, operation)
+    packed = weight.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    outputs = [getattr(grid, operation)(features, w, 0) for w in (weight, packed)]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,6 +119,10 @@ def test_equals_a_dense_unet(mode, share, channels, blocks):
     expected = dense[:, y, x].t()
     torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
     assert output.std() > 0.05
+    with torch.no_grad():  # norms folded, residuals added on the way
+        torch.testing.assert_close(unet(features, TorchGrid(pyramid)), expected, atol=1e-9, rtol=0)
+        single = copy.deepcopy(unet).float()(features.float(), TorchGrid(pyramid))
+    torch.testing.assert_close(single.double(), expected, atol=1e-4, rtol=1e-4)
 
     leaves = (features, *unet.parameters())
     probe = torch.randn_like(output)
@@ -225,6 +231,35 @@ def test_autocast_is_near_float32():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             near = unet(features, grid)
     assert (near.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_inference_sees_changed_weights_and_statistics():
+    """What inference folds is never older than the model."""
+    sites = sites_of([(20, 20)], 0.4)
+    grid = TorchGrid(Pyramid(sites, [(20, 20)], 2))
+    unet = randomised(SparseUNet(3, (4, 6), 1)).eval()
+    features = torch.randn(len(sites), 3)
+    with torch.no_grad():
+        unet(features, grid)
+        for change in (
+            lambda: unet.encoders[0][0].conv1.weight.data.mul_(2),
+            lambda: unet.encoders[0][0].act2.norm.running_var.data.mul_(3),
+        ):
+            change()
+            folded = unet(features, grid)
+            with torch.enable_grad():
+                plain = unet(features, grid)
+            torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_stand_for_their_concatenation(training):
+    parts = torch.randn(50, 6).split([2, 4], dim=1)
+    sites = sites_of([(10, 10)], 1)[:50]
+    grid = TorchGrid(Pyramid(sites, [(10, 10)], 1))
+    block = randomised(ResidualBlock(6, 5)).train(training)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(block(parts, grid, 0), block(torch.cat(parts, 1), grid, 0))
 
 
 def test_bad_arguments():

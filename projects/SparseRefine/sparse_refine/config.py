@@ -176,6 +176,10 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # Sparse engine: "torch", "minkowski", or "auto": minkowski on a CUDA device where it is
     # installed, else torch. Weights do not depend on it.
     node.EXTRACTOR.BACKEND = "auto"
+    # What the extractor computes in, in training as well: "float32"; "bfloat16", half the time and
+    # the memory on processors that multiply it (the minkowski engine stays in float32); or "auto":
+    # as autocast says around the model, else float32.
+    node.EXTRACTOR.PRECISION = "auto"
 
     # How both predictions become one.
     node.ENSEMBLER = CN()

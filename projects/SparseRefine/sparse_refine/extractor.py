@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 
 from .selector import entropy
 from .sparse import BACKENDS, PRESETS, SparseUNet, build_grid
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 EXTRACTOR_REGISTRY = Registry("SPARSE_REFINE_EXTRACTOR")
 EXTRACTOR_REGISTRY.__doc__ = """
@@ -73,6 +76,7 @@ class SparseUNetExtractor(nn.Module):
         norm: "BN" or "SyncBN".
         downsample: "floor" or "reach", see `sparse.Pyramid`.
         backend: "auto", "torch" or "minkowski".
+        precision: "float32", "bfloat16", or "auto", as autocast says around the call.
     """
 
     @configurable
@@ -86,6 +90,7 @@ class SparseUNetExtractor(nn.Module):
         norm: str = "BN",
         downsample: str = "floor",
         backend: str = "auto",
+        precision: str = "auto",
     ):
         super().__init__()
         if backend not in BACKENDS:
@@ -97,7 +102,12 @@ class SparseUNetExtractor(nn.Module):
                 f"MODEL.SPARSE_REFINE.EXTRACTOR.DOWNSAMPLE_SITES is {downsample!r}: "
                 "one of ('floor', 'reach')"
             )
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION is {precision!r}: one of {PRECISIONS}"
+            )
         self.features = tuple(features)
+        self.precision = precision
         self.downsample = downsample
         self.backend = backend
         self.unet = SparseUNet(feature_channels(features, num_classes), channels, blocks, norm)
@@ -123,6 +133,7 @@ class SparseUNetExtractor(nn.Module):
             "norm": node.NORM,
             "downsample": node.DOWNSAMPLE_SITES,
             "backend": node.BACKEND,
+            "precision": node.PRECISION,
         }
 
     def forward(
@@ -142,4 +153,11 @@ class SparseUNetExtractor(nn.Module):
         """
         features = site_features(self.features, rgb, coarse, position)
         grid = build_grid(self.backend, sites, sizes, self.unet.levels, self.downsample)
-        return self.classifier(self.unet(features, grid)).float()
+        with self._autocast(features.device.type):
+            return self.classifier(self.unet(features, grid)).float()
+
+    def _autocast(self, device: str):
+        if self.precision == "auto":
+            return contextlib.nullcontext()
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
