@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_weight
 
 from .cache import chunk_bytes
 from .kernel_map import Chunk, KernelMap, TapGroup
+from .pyramid import Level
 
 # A chunk has at least as many rows: the matrix product reads all weights once a chunk.
 _MIN_ROWS = 1024
@@ -159,12 +160,14 @@ def _by_convolution(tensor: torch.Tensor) -> bool:
     )
 
 
-def prefers_runs(spread: float, weight: torch.Tensor) -> bool:
-    """Whether a level whose stream is `spread` times as long as its sites should be convolved by
-    runs. Measured: to gather one number costs as much as 17 multiplications."""
+def prefers_runs(level: Level, weight: torch.Tensor) -> bool:
+    """Whether a convolution of a level should go by runs. Measured: to gather one number costs as
+    much as 17 multiplications."""
+    if level.count == 0 or not _by_convolution(weight):
+        return False
     gather, outputs = 17, weight.shape[2]
-    by_runs = spread * (9 * outputs + 3 * gather) + gather
-    return _by_convolution(weight) and by_runs < 9 * outputs + 9 * gather
+    by_runs = level.spread * (9 * outputs + 3 * gather) + gather
+    return by_runs < 9 * outputs + 9 * gather
 
 
 def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch.Tensor:

@@ -57,7 +57,9 @@ class SparseConv2d(nn.Module):
             # anew each time: a copy that is kept doubles the memory, and goes stale
             scale, bias = norm.scale_and_shift()
             weight = grid.scaled(weight, scale)
-        return convolve(features, weight, level, bias=bias, relu=norm is not None, residual=residual)
+        return convolve(
+            features, weight, level, bias=bias, relu=norm is not None, residual=residual
+        )
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kind={self.kind!r}"

@@ -55,7 +55,7 @@ class TorchGrid:
         shape): relu(convolution + bias) + residual.
         """
         sites = self.pyramid.levels[level]
-        runs = sites.count > 0 and prefers_runs(sites.spread, weight)
+        runs = prefers_runs(sites, weight)
         if (level, runs) not in self._submanifold:
             self._submanifold[level, runs] = submanifold_map(sites, runs)
         return sparse_conv(features, weight, self._submanifold[level, runs], **epilogue)
