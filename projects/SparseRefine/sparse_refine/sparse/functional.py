@@ -9,6 +9,8 @@ scattered with collisions, so that results are the same on every run.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
@@ -115,18 +117,25 @@ def _finish(result, output, pick, relu: bool, residual, outputs: slice) -> None:
 def _product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     """A function from gathered rows (n + width - 1, T C_in) to products (n,C_out)."""
     taps = [k for place in group.taps for k in place]
-    matrix = weight.permute(2, 0, 1)
-    if taps != list(range(9)):
-        matrix = matrix[:, taps]
-    matrix = matrix.reshape(len(matrix), -1)  # (C_out, width T C_in)
-    outputs, length = len(matrix), matrix.shape[1] // group.width
+    weight = weight if taps == list(range(9)) else weight[taps]
+    outputs, length = weight.shape[2], len(taps) // group.width * weight.shape[1]
+
+    @functools.lru_cache(maxsize=None)  # made where it is needed: a copy unless it lies so already
+    def kernel():
+        matrix = weight.permute(2, 0, 1).reshape(outputs, group.width, length, 1)
+        return matrix.permute(0, 2, 3, 1)
+
+    @functools.lru_cache(maxsize=None)
+    def matrix():
+        if weight.stride(2) == 1:
+            return weight.reshape(-1, outputs)
+        return weight.permute(2, 0, 1).reshape(outputs, -1).t()
 
     def by_convolution(gathered):
         # oneDNN's convolution reads overlapping windows in place, and in float32 its 1 x 1 one is
         # faster than the library of `mm`
         image = gathered.view(1, 1, -1, length).permute(0, 3, 1, 2)
-        kernel = matrix.view(outputs, group.width, length, 1).permute(0, 2, 3, 1)
-        return F.conv2d(image, kernel, bias)[0, :, 0].t()
+        return F.conv2d(image, kernel(), bias)[0, :, 0].t()
 
     def by_product(gathered):
         windows = gathered
@@ -134,8 +143,8 @@ def _product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
             size = (len(gathered) - group.width + 1, group.width * length)
             windows = gathered.as_strided(size, (length, 1))
         if bias is None:
-            return torch.mm(windows, matrix.t())
-        return torch.addmm(bias, windows, matrix.t())
+            return torch.mm(windows, matrix())
+        return torch.addmm(bias, windows, matrix())
 
     if not _by_convolution(weight):
         return by_product
@@ -143,8 +152,8 @@ def _product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
         return by_convolution
 
     def either(gathered):
-        # it writes the weights anew for each call: not worth it for a few rows, nor where `mm` has
-        # the same kernels
+        # a convolution brings the weights into an order of its own, at each call: not worth it for
+        # a few rows, nor where `mm` has the same kernels
         few = len(gathered) < 2 * outputs
         return (by_product if few or weight.dtype != torch.float32 else by_convolution)(gathered)
 
@@ -173,15 +182,14 @@ def prefers_runs(level: Level, weight: torch.Tensor) -> bool:
 def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch.Tensor:
     # half precision would lose small terms of a sum over a million sites
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    total = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
     if kernel_map.inputs == 0:
-        return total.to(weight.dtype)
-    outputs = weight.shape[2]
+        return torch.zeros_like(weight)
+    total, outputs = None, weight.shape[2]
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
         source = sources[group.absent is None]
-        taps = [k for place in group.taps for k in place]
-        matrix = total.new_zeros(outputs, group.width, len(taps) // group.width * weight.shape[1])
+        length = source.shape[1] * group.table.shape[1]
+        matrix = features.new_zeros((outputs, group.width, length), dtype=dtype)
         for chunk in group.chunks(_step(group, features)):
             gathered = _gather(source, group, chunk)
             rows = slice(chunk.start, chunk.stop)
@@ -189,22 +197,34 @@ def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch
             if chunk.pick is not None:
                 windows = rows.new_zeros(len(gathered) - group.width + 1, outputs)
                 rows = windows.index_copy_(0, chunk.pick, rows)
-            matrix += _correlate(gathered, rows, group.width)
-        total[taps] = matrix.view(outputs, len(taps), -1).permute(1, 2, 0)
+            _correlate_(matrix, gathered, rows)
+        taps = [k for place in group.taps for k in place]
+        matrix = matrix.view(outputs, len(taps), -1).permute(1, 2, 0)  # (taps,C_in,C_out)
+        if taps == list(range(9)):
+            return matrix.to(weight.dtype)
+        total = features.new_zeros(weight.shape, dtype=dtype) if total is None else total
+        total[taps] = matrix
     return total.to(weight.dtype)
 
 
-def _correlate(gathered: torch.Tensor, gradient: torch.Tensor, width: int) -> torch.Tensor:
-    """Of rows (n + width - 1, D) and gradients (n,C_out) of their windows: (C_out,width,D)."""
-    count, outputs = gradient.shape
-    length = gathered.shape[1]
+def _correlate_(matrix: torch.Tensor, gathered: torch.Tensor, gradient: torch.Tensor) -> None:
+    """To matrix (C_out,width,D) add the products of rows (n + width - 1, D) with the gradients
+    (n,C_out) of their windows."""
+    outputs, width, length = matrix.shape
+    count = len(gradient)
+    # the convolution's backward pass is the faster one, unless the matrix is large for its rows
     single = width == 1 and (gradient.dtype != torch.float32 or count < 8 * outputs)
-    if single or not _by_convolution(gradient):
-        places = [gathered[place : place + count] for place in range(width)]
-        return torch.stack([(rows.t() @ gradient).t() for rows in places], dim=1)
-    images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, gradient)]
-    kernel = conv2d_weight(images[0], (outputs, length, 1, width), images[1])
-    return kernel[:, :, 0].transpose(1, 2)
+    if not single and _by_convolution(gradient):
+        images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, gradient)]
+        kernel = conv2d_weight(images[0], (outputs, length, 1, width), images[1])
+        matrix += kernel[:, :, 0].transpose(1, 2)
+        return
+    for place in range(width):
+        rows = gathered[place : place + count]
+        if gradient.dtype == matrix.dtype:
+            matrix[:, place].addmm_(gradient.t(), rows)
+        else:
+            matrix[:, place] += gradient.t() @ rows
 
 
 def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:
