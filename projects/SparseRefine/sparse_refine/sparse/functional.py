@@ -68,43 +68,75 @@ class _SparseConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         features, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_features = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_features = _convolve(gradient, weight.transpose(1, 2), ctx.kernel_map.transposed)
-        if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(features, gradient, weight, ctx.kernel_map)
-        return of_features, of_weight, None
+        wanted = ctx.needs_input_grad[:2]
+        return *_gradients(features, weight, gradient, ctx.kernel_map.transposed, *wanted), None
 
 
 def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None):
-    channels = weight.shape[2]
     if kernel_map.inputs == 0:  # a sum over nothing
-        output = features.new_zeros(kernel_map.outputs, channels)
+        output = features.new_zeros(kernel_map.outputs, weight.shape[2])
         output = output if bias is None else output + bias
         output = output.relu_() if relu else output
         return output if residual is None else output + residual
-    output = features.new_empty(kernel_map.outputs, channels)
+    output = features.new_empty(kernel_map.outputs, weight.shape[2])
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
         multiply = _product(group, weight, bias)
         source = sources[group.absent is None]
         for chunk in group.chunks(_step(group, features)):
             result = multiply(_gather(source, group, chunk))
-            if group.rows is None:
-                outputs = slice(chunk.start, chunk.stop)
-                _finish(result, output[outputs], chunk.pick, relu, residual, outputs)
-                continue
-            rows = group.rows[chunk.start : chunk.stop]
-            result = result.relu_() if relu else result
-            output.index_copy_(0, rows, result if residual is None else result + residual[rows])
+            _finish(result, output, group, chunk, relu, residual)
     return output
 
 
-def _finish(result, output, pick, relu: bool, residual, outputs: slice) -> None:
-    """output = relu(result[pick]) + residual[outputs] in as few passes as there are."""
-    if pick is not None:
-        torch.index_select(result, 0, pick, out=output)
+def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, of_weight):
+    """Gradients of both, where wanted, by the transposed map: what it gathers of the outputs'
+    gradient serves for both."""
+    gradient = gradient.contiguous()
+    to_features = to_weight = None
+    if of_weight:  # half precision would lose small terms of a sum over a million sites
+        sums_dtype = torch.promote_types(weight.dtype, torch.float32)
+        to_weight = torch.zeros_like(weight)
+    if of_features:
+        to_features = torch.empty_like(features)
+        if kernel_map.inputs == 0:
+            to_features.zero_()
+    sources = _sources(gradient, kernel_map)
+    for group in kernel_map.groups if kernel_map.inputs else ():
+        multiply = _product(group, weight.transpose(1, 2), None)
+        source = sources[group.absent is None]
+        if of_weight:
+            length = len(group.taps[0]) * gradient.shape[1]
+            sums = gradient.new_zeros((group.width, length, features.shape[1]), dtype=sums_dtype)
+        for chunk in group.chunks(_step(group, gradient)):
+            gathered = _gather(source, group, chunk)
+            if of_features:
+                _finish(multiply(gathered), to_features, group, chunk)
+            if of_weight:
+                rows = slice(chunk.start, chunk.stop)
+                rows = features[rows if group.rows is None else group.rows[rows]]
+                if chunk.pick is not None:
+                    windows = rows.new_zeros(len(gathered) - group.width + 1, rows.shape[1])
+                    rows = windows.index_copy_(0, chunk.pick, rows)
+                _correlate_(sums, gathered, rows)
+        if of_weight:
+            taps = [k for place in group.taps for k in place]
+            for tap, part in zip(taps, sums.view(len(taps), -1, features.shape[1])):
+                to_weight[tap] = part.t()
+    return to_features, to_weight
+
+
+def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=None) -> None:
+    """Write relu(result) + residual where it belongs, in as few passes as there are."""
+    outputs = slice(chunk.start, chunk.stop)
+    if group.rows is not None:
+        rows = group.rows[outputs]
+        result = result.relu_() if relu else result
+        output.index_copy_(0, rows, result if residual is None else result + residual[rows])
+        return
+    output = output[outputs]
+    if chunk.pick is not None:
+        torch.index_select(result, 0, chunk.pick, out=output)
         result = output
     if relu:
         result = torch.clamp_min(result, 0, out=output)
@@ -179,52 +211,24 @@ def prefers_runs(level: Level, weight: torch.Tensor) -> bool:
     return by_runs < 9 * outputs + 9 * gather
 
 
-def _weight_gradient(features, gradient, weight, kernel_map: KernelMap) -> torch.Tensor:
-    # half precision would lose small terms of a sum over a million sites
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    if kernel_map.inputs == 0:
-        return torch.zeros_like(weight)
-    total, outputs = None, weight.shape[2]
-    sources = _sources(features, kernel_map)
-    for group in kernel_map.groups:
-        source = sources[group.absent is None]
-        length = source.shape[1] * group.table.shape[1]
-        matrix = features.new_zeros((outputs, group.width, length), dtype=dtype)
-        for chunk in group.chunks(_step(group, features)):
-            gathered = _gather(source, group, chunk)
-            rows = slice(chunk.start, chunk.stop)
-            rows = gradient[rows] if group.rows is None else gradient[group.rows[rows]]
-            if chunk.pick is not None:
-                windows = rows.new_zeros(len(gathered) - group.width + 1, outputs)
-                rows = windows.index_copy_(0, chunk.pick, rows)
-            _correlate_(matrix, gathered, rows)
-        taps = [k for place in group.taps for k in place]
-        matrix = matrix.view(outputs, len(taps), -1).permute(1, 2, 0)  # (taps,C_in,C_out)
-        if taps == list(range(9)):
-            return matrix.to(weight.dtype)
-        total = features.new_zeros(weight.shape, dtype=dtype) if total is None else total
-        total[taps] = matrix
-    return total.to(weight.dtype)
-
-
-def _correlate_(matrix: torch.Tensor, gathered: torch.Tensor, gradient: torch.Tensor) -> None:
-    """To matrix (C_out,width,D) add the products of rows (n + width - 1, D) with the gradients
-    (n,C_out) of their windows."""
-    outputs, width, length = matrix.shape
-    count = len(gradient)
+def _correlate_(sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor) -> None:
+    """To `sums` (width,C,D) add the products of gathered rows (n + width - 1, C) with the rows
+    (n,D) that their windows meet."""
+    width, length, columns = sums.shape
+    count = len(rows)
     # the convolution's backward pass is the faster one, unless the matrix is large for its rows
-    single = width == 1 and (gradient.dtype != torch.float32 or count < 8 * outputs)
-    if not single and _by_convolution(gradient):
-        images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, gradient)]
-        kernel = conv2d_weight(images[0], (outputs, length, 1, width), images[1])
-        matrix += kernel[:, :, 0].transpose(1, 2)
+    single = width == 1 and (rows.dtype != torch.float32 or count < 8 * columns)
+    if not single and _by_convolution(rows):
+        images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, rows)]
+        kernel = conv2d_weight(images[0], (columns, length, 1, width), images[1])
+        sums += kernel[:, :, 0].permute(2, 1, 0)
         return
     for place in range(width):
-        rows = gathered[place : place + count]
-        if gradient.dtype == matrix.dtype:
-            matrix[:, place].addmm_(gradient.t(), rows)
+        part = gathered[place : place + count].t()
+        if rows.dtype == sums.dtype:
+            sums[place].addmm_(part, rows)
         else:
-            matrix[:, place] += gradient.t() @ rows
+            sums[place] += part @ rows
 
 
 def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:
