@@ -2,22 +2,20 @@
 """Sparse convolution over a kernel map: gather a chunk of neighbourhoods, then one matrix product.
 
 The gathered chunk stays in the processor's cache, so memory traffic is that of the features
-themselves and nothing is ever allocated that grows with 9 x channels x sites. Gradients use the
-same gather: of the input through the transposed map, of the weights chunk by chunk; nothing is
-scattered with collisions, so that results are the same on every run.
+themselves and nothing is ever allocated that grows with 9 x channels x sites. Training keeps the
+inputs alone: both gradients come from one gather of the output's gradient through the transposed
+map, chunk by chunk. Nothing is scattered with collisions, so that results are the same on every
+run.
 """
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
-from torch.nn.grad import conv2d_weight
 
 from .cache import chunk_bytes
 from .kernel_map import Chunk, KernelMap, TapGroup
-from .pyramid import Level
+from .products import correlate_, product
 
 # A chunk has at least as many rows: the matrix product reads all weights once a chunk.
 _MIN_ROWS = 1024
@@ -81,7 +79,7 @@ def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, re
     output = features.new_empty(kernel_map.outputs, weight.shape[2])
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
-        multiply = _product(group, weight, bias)
+        multiply = product(group, weight, bias)
         source = sources[group.absent is None]
         for chunk in group.chunks(_step(group, features)):
             result = multiply(_gather(source, group, chunk))
@@ -103,7 +101,7 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
             to_features.zero_()
     sources = _sources(gradient, kernel_map)
     for group in kernel_map.groups if kernel_map.inputs else ():
-        multiply = _product(group, weight.transpose(1, 2), None)
+        multiply = product(group, weight.transpose(1, 2), None)
         source = sources[group.absent is None]
         if of_weight:
             length = len(group.taps[0]) * gradient.shape[1]
@@ -118,7 +116,7 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
                 if chunk.pick is not None:
                     windows = rows.new_zeros(len(gathered) - group.width + 1, rows.shape[1])
                     rows = windows.index_copy_(0, chunk.pick, rows)
-                _correlate_(sums, gathered, rows)
+                correlate_(sums, gathered, rows)
         if of_weight:
             taps = [k for place in group.taps for k in place]
             for tap, part in zip(taps, sums.view(len(taps), -1, features.shape[1])):
@@ -144,91 +142,6 @@ def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=
         torch.add(result, residual[outputs], out=output)
     elif result is not output:
         output.copy_(result)
-
-
-def _product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
-    """A function from gathered rows (n + width - 1, T C_in) to products (n,C_out)."""
-    taps = [k for place in group.taps for k in place]
-    weight = weight if taps == list(range(9)) else weight[taps]
-    outputs, length = weight.shape[2], len(taps) // group.width * weight.shape[1]
-
-    @functools.lru_cache(maxsize=None)  # made where it is needed: a copy unless it lies so already
-    def kernel():
-        matrix = weight.permute(2, 0, 1).reshape(outputs, group.width, length, 1)
-        return matrix.permute(0, 2, 3, 1)
-
-    @functools.lru_cache(maxsize=None)
-    def matrix():
-        if weight.stride(2) == 1:
-            return weight.reshape(-1, outputs)
-        return weight.permute(2, 0, 1).reshape(outputs, -1).t()
-
-    def by_convolution(gathered):
-        # oneDNN's convolution reads overlapping windows in place, and in float32 its 1 x 1 one is
-        # faster than the library of `mm`
-        image = gathered.view(1, 1, -1, length).permute(0, 3, 1, 2)
-        return F.conv2d(image, kernel(), bias)[0, :, 0].t()
-
-    def by_product(gathered):
-        windows = gathered
-        if group.width > 1:
-            size = (len(gathered) - group.width + 1, group.width * length)
-            windows = gathered.as_strided(size, (length, 1))
-        if bias is None:
-            return torch.mm(windows, matrix())
-        return torch.addmm(bias, windows, matrix())
-
-    if not _by_convolution(weight):
-        return by_product
-    if group.width > 1:
-        return by_convolution
-
-    def either(gathered):
-        # a convolution brings the weights into an order of its own, at each call: not worth it for
-        # a few rows, nor where `mm` has the same kernels
-        few = len(gathered) < 2 * outputs
-        return (by_product if few or weight.dtype != torch.float32 else by_convolution)(gathered)
-
-    return either
-
-
-def _by_convolution(tensor: torch.Tensor) -> bool:
-    """Whether oneDNN convolves this kind of tensor."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-    )
-
-
-def prefers_runs(level: Level, weight: torch.Tensor) -> bool:
-    """Whether a convolution of a level should go by runs. Measured: to gather one number costs as
-    much as 17 multiplications."""
-    if level.count == 0 or not _by_convolution(weight):
-        return False
-    gather, outputs = 17, weight.shape[2]
-    by_runs = level.spread * (9 * outputs + 3 * gather) + gather
-    return by_runs < 9 * outputs + 9 * gather
-
-
-def _correlate_(sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor) -> None:
-    """To `sums` (width,C,D) add the products of gathered rows (n + width - 1, C) with the rows
-    (n,D) that their windows meet."""
-    width, length, columns = sums.shape
-    count = len(rows)
-    # the convolution's backward pass is the faster one, unless the matrix is large for its rows
-    single = width == 1 and (rows.dtype != torch.float32 or count < 8 * columns)
-    if not single and _by_convolution(rows):
-        images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, rows)]
-        kernel = conv2d_weight(images[0], (columns, length, 1, width), images[1])
-        sums += kernel[:, :, 0].permute(2, 1, 0)
-        return
-    for place in range(width):
-        part = gathered[place : place + count].t()
-        if rows.dtype == sums.dtype:
-            sums[place].addmm_(part, rows)
-        else:
-            sums[place] += part @ rows
 
 
 def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from .cache import chunk_bytes
-from .functional import autocast_dtype, prefers_runs, sparse_conv
+from .functional import autocast_dtype, sparse_conv
 from .kernel_map import KernelMap, down_map, submanifold_map
+from .products import prefers_runs
 from .pyramid import Pyramid
 
 
