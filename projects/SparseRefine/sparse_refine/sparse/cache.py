@@ -12,7 +12,7 @@ _UNKNOWN = 1 << 20  # most server and desktop cores have an L2 cache of 1 to 2 M
 _GPU = 1 << 27  # enough rows to fill a large one
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def l2_bytes() -> int:
     """Size of a core's level-2 cache, as Linux tells; 1 MiB elsewhere."""
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):

@@ -23,12 +23,12 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     weight = weight if taps == list(range(9)) else weight[taps]
     outputs, length = weight.shape[2], len(taps) // group.width * weight.shape[1]
 
-    @functools.lru_cache(maxsize=None)  # made where it is needed: a copy unless it lies so already
+    @functools.cache  # made where it is needed: a copy unless it lies so already
     def kernel():
         matrix = weight.permute(2, 0, 1).reshape(outputs, group.width, length, 1)
         return matrix.permute(0, 2, 3, 1)
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def matrix():
         if weight.stride(2) == 1:
             return weight.reshape(-1, outputs)
