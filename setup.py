@@ -46,6 +46,7 @@ setup(
             "pytest",
             "scipy",
             "segmentation-models-pytorch",
+            "spconv",
             "tensorboard",
             "timm",
             "transformers>=4.57",
