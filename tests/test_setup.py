@@ -87,7 +87,7 @@ def test_versions_are_pinned_in_requirements_alone(tmp_path):
             assert normalised(re.match(r"[\w-]+", requirement)[0]) in names, requirement
 
 
-@pytest.mark.parametrize("name", ["detectron2", "minkowski"])
+@pytest.mark.parametrize("name", ["detectron2", "mask2former", "minkowski"])
 def test_pinned_by_hash(name):
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", text)
@@ -136,12 +136,17 @@ class Clone:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
 
-    def run(self, *steps: str, python: str = "", venv=None, path=None):
+    def run(self, *steps: str, python: str = "", venv=None, path=None, **variables: str):
         search = os.pathsep.join(filter(None, [path and str(path), os.environ["PATH"]]))
         return subprocess.run(
             ["bash", "tools/setup_env.sh", str(venv or self.venv), python, *steps],
             cwd=self.root,
-            env={**os.environ, "PATH": search, "XDG_CACHE_HOME": str(self.root / "cache")},
+            env={
+                **os.environ,
+                "PATH": search,
+                "XDG_CACHE_HOME": str(self.root / "cache"),
+                **variables,
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -177,6 +182,21 @@ def test_set_up_installs_detectron2_by_hash_into_the_environment(clone):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in clone.installs() if "detectron2.txt" in line)
     assert "--require-hashes" in line and f"--target {clone.site}" in line
+
+
+def test_set_up_of_tests_installs_mask2former_by_hash_and_nothing_that_it_names(clone):
+    python = clone.venv / "bin" / "python"
+    with python.open("a") as file:  # the environment, which says what its setup.py compiles
+        file.write(f'echo "FORCE_CUDA=$FORCE_CUDA," >>"{clone.diary}"\n')
+        file.write(f'echo "DEVICES=$CUDA_VISIBLE_DEVICES," >>"{clone.diary}"\n')
+    done = clone.run("test", FORCE_CUDA="1", CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 0, done.stderr
+    lines = clone.diary.read_text().splitlines()
+    (at,) = (i for i, line in enumerate(lines) if "mask2former.txt" in line)
+    assert {"--no-deps", "--no-build-isolation", "--require-hashes"} <= set(lines[at].split())
+    assert lines[at + 1 : at + 3] == ["FORCE_CUDA=,", "DEVICES=,"]
+    assert clone.run("test").returncode == 0
+    assert not any("pip install" in line for line in clone.diary.read_text().splitlines()[at + 3 :])
 
 
 def test_killed_set_up_is_done_again_and_half_installed_packages_go(clone):
