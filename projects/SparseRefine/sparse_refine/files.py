@@ -13,9 +13,14 @@ def write_whole(path: str | Path, write: Callable[[str], None]) -> None:
     """Let `write(temporary_path)` make the file, then move it to `path` in one step.
 
     The temporary file lies in the same folder and has the same ending. If anything goes wrong, or
-    the process is killed, what was at `path` before is untouched.
+    the process is killed, what was at `path` before is untouched. A link is followed; a device or
+    a pipe (/dev/null, /dev/stdout) cannot be replaced, it is written to.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        write(str(path))
+        return
+    path = path.resolve()
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
