@@ -29,6 +29,7 @@ How it is measured:
   third of its operations), in the same precision and the same rounds.
 - Memory is the most that one call, of a UNet the first, holds above what was held before it: its
   output, gradients, maps and inference's folded weights count; parameters and inputs do not.
+  On a CPU it is the process's resident memory, files' pages too: good to some tens of MB.
 - difference is the largest from the first engine's output, as a share of its largest value.
   spconv 2.3.8 has some rows wrong on more than one thread; its seconds are taken as they are.
 - Convolutions, UNets and densities use the first mask; tiles take all masks in turn.
