@@ -77,6 +77,15 @@ def test_no_code_of_the_file_is_run(tmp_path, old_format):
     assert trap.exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive")
+def test_torchscript_is_not_loaded(tmp_path, monkeypatch):
+    path = str(tmp_path / "x.pth")
+    torch.jit.script(torch.nn.Conv2d(3, 2, 1)).save(path)
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **options: pytest.fail("its code ran"))
+    with pytest.raises(ValueError, match="x.pth is a TorchScript archive"):
+        read_tensors(path)
+
+
 def test_safetensors(tmp_path):
     save_file(STATE, str(tmp_path / "x.safetensors"))
     assert same(read_tensors(str(tmp_path / "x.safetensors")))

@@ -109,10 +109,24 @@ def read_tensors(path: str, allow_pickle: bool = False) -> dict[str, torch.Tenso
 
 
 def _read_foreign(path: str) -> Any:
+    if _is_torchscript(path):  # torch.load would hand it to torch.jit.load, which runs its code
+        raise ValueError(
+            f"{path} is a TorchScript archive, a program: save the state_dict of the model that it "
+            "was made from"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
     except Exception as error:  # zipfile, pickle and torch each raise their own kinds
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
+def _is_torchscript(path: str) -> bool:
+    """As torch.load tells them, by the reader that it uses."""
+    with open(path, "rb") as file:
+        try:
+            return torch._C.PyTorchFileReader(file).has_record("constants.pkl")
+        except RuntimeError:  # no zip archive
+            return False
 
 
 def _kinds(content: dict) -> str:
