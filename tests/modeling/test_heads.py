@@ -54,6 +54,15 @@ def test_the_loss_is_weighted_cross_entropy_without_ignored_labels():
     torch.testing.assert_close(loss, 2 * expected)
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_crop_without_any_label_costs_nothing(kind):
+    """Its mean would be NaN, at which Detectron2's trainer stops."""
+    head = tiny(kind).train()
+    _, losses = head(features(), torch.full((2, 32, 48), 255))
+    losses["loss_sem_seg"].backward()
+    assert losses["loss_sem_seg"] == 0 and head.predictor.weight.grad.abs().sum() == 0
+
+
 def test_fcn_is_a_convolution_over_resized_features_side_by_side():
     head = tiny(FCNHead, norm="").eval()
     given = features()

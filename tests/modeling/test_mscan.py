@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling import build_backbone
 
 from sparse_refine.modeling import MSCAN, MixTransformer
-from sparse_refine.modeling.mscan import stage_drop_paths
+from sparse_refine.modeling.stages import stage_drop_paths
 
 KINDS = {"MSCAN": MSCAN, "MIX_TRANSFORMER": MixTransformer}
 CHANNELS, DEPTHS = (8, 16, 20, 32), (1, 1, 2, 1)

@@ -10,6 +10,8 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from .segmentor import pixel_cross_entropy
+
 
 class ConcatHead(nn.Module):
     """What is common to heads that bring features to the finest one's size and concatenate them.
@@ -100,7 +102,7 @@ class ConcatHead(nn.Module):
         )
         if not self.training:
             return logits, {}
-        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value)
+        loss = pixel_cross_entropy(logits, targets, self.ignore_value)
         return None, {"loss_sem_seg": loss * self.loss_weight}
 
 

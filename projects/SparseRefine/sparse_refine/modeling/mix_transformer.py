@@ -9,16 +9,14 @@ B images, C channels, (h,w) the size at the stage, N = h w.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from .mscan import stage_drop_paths
+from .stages import StagedBackbone, stage_drop_paths
 
 # name -> (channels a stage, blocks a stage); the paper's table 6
 SIZES = {
@@ -111,7 +109,7 @@ class Stage(nn.Module):
         return _to_map(self.norm(x), size)
 
 
-class MixTransformer(Backbone):
+class MixTransformer(StagedBackbone):
     """Input (B,3,H,W) -> {"res2" ... "res5"}, (B,C,H/s,W/s) at strides s 4, 8, 16, 32.
 
     Args:
@@ -135,22 +133,12 @@ class MixTransformer(Backbone):
         drop_path: float = 0.0,
         out_features: tuple[str, ...] | list[str] = ("res2", "res3", "res4", "res5"),
     ):
-        super().__init__()
-        names = [f"res{i + 2}" for i in range(len(channels))]
         if any(width % count for width, count in zip(channels, heads)):
             raise ValueError(f"MixTransformer: heads {heads} do not divide channels {channels}")
-        if not out_features or set(out_features) - set(names):
-            raise ValueError(
-                f"MODEL.MIX_TRANSFORMER.OUT_FEATURES is {list(out_features)}: one or more of "
-                f"{names}"
-            )
         rates = stage_drop_paths(drop_path, depths)
-        self._out_features = [name for name in names if name in out_features]
-        self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
-        self._out_feature_channels = dict(zip(names, channels))
-        self.stages = nn.ModuleDict()
-        for i, name in enumerate(names[: names.index(self._out_features[-1]) + 1]):
-            self.stages[name] = Stage(
+
+        def stage(i: int) -> Stage:
+            return Stage(
                 channels[i - 1] if i else 3,
                 channels[i],
                 patch=3 if i else 7,
@@ -159,19 +147,8 @@ class MixTransformer(Backbone):
                 reduction=reductions[i],
                 drop_paths=rates[i],
             )
-        self.apply(_initialise)
 
-    @property
-    def size_divisibility(self) -> int:
-        return 32
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = {}
-        for name, stage in self.stages.items():
-            x = stage(x)
-            if name in self._out_features:
-                outputs[name] = x
-        return outputs
+        super().__init__(channels, stage, out_features, "MODEL.MIX_TRANSFORMER.OUT_FEATURES")
 
 
 def _to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -182,16 +159,6 @@ def _to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _to_tokens(x: torch.Tensor) -> torch.Tensor:
     """(B,C,h,w) -> (B,N,C)."""
     return x.flatten(2).transpose(1, 2)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
 
 
 @BACKBONE_REGISTRY.register()

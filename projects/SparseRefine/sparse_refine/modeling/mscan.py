@@ -8,13 +8,13 @@ B images, C channels, (h,w) the size at the stage.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 from torchvision.ops import StochasticDepth
+
+from .stages import StagedBackbone, stage_drop_paths
 
 # name -> (channels a stage, blocks a stage); the paper's table 2
 SIZES = {
@@ -101,7 +101,7 @@ class Stage(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class MSCAN(Backbone):
+class MSCAN(StagedBackbone):
     """Input (B,3,H,W) -> {"res2" ... "res5"}, (B,C,H/s,W/s) at strides s 4, 8, 16, 32.
 
     Args:
@@ -124,46 +124,18 @@ class MSCAN(Backbone):
         drop_path: float = 0.0,
         out_features: tuple[str, ...] | list[str] = ("res2", "res3", "res4", "res5"),
     ):
-        super().__init__()
-        names = [f"res{i + 2}" for i in range(len(channels))]
         if not len(channels) == len(depths) == len(mlp_ratios):
             raise ValueError(
                 f"MSCAN: {len(channels)} channels, {len(depths)} depths and {len(mlp_ratios)} MLP "
                 "ratios: one each a stage is needed"
             )
-        if not out_features or set(out_features) - set(names):
-            raise ValueError(
-                f"MODEL.MSCAN.OUT_FEATURES is {list(out_features)}: one or more of {names}"
-            )
         rates = stage_drop_paths(drop_path, depths)
-        self._out_features = [name for name in names if name in out_features]
-        self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
-        self._out_feature_channels = dict(zip(names, channels))
-        self.stages = nn.ModuleDict()
-        for i, name in enumerate(names[: names.index(self._out_features[-1]) + 1]):
-            embed = _stem(channels[0]) if i == 0 else _down(channels[i - 1], channels[i])
-            self.stages[name] = Stage(embed, channels[i], mlp_ratios[i], rates[i])
-        self.apply(_initialise)
 
-    @property
-    def size_divisibility(self) -> int:
-        return 32
+        def stage(i: int) -> Stage:
+            embed = _down(channels[i - 1], channels[i]) if i else _stem(channels[0])
+            return Stage(embed, channels[i], mlp_ratios[i], rates[i])
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = {}
-        for name, stage in self.stages.items():
-            x = stage(x)
-            if name in self._out_features:
-                outputs[name] = x
-        return outputs
-
-
-def stage_drop_paths(last: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Stochastic depth of each block of each stage: 0 at the first, growing linearly to `last`."""
-    blocks = sum(depths)
-    rates = [last * i / max(1, blocks - 1) for i in range(blocks)]
-    ends = [sum(depths[: i + 1]) for i in range(len(depths))]
-    return [rates[end - depth : end] for end, depth in zip(ends, depths)]
+        super().__init__(channels, stage, out_features, "MODEL.MSCAN.OUT_FEATURES")
 
 
 def _depthwise(channels: int, size: tuple[int, int]) -> nn.Conv2d:
@@ -179,13 +151,6 @@ def _down(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _stem(channels: int) -> nn.Sequential:
     return nn.Sequential(*_down(3, channels // 2), nn.GELU(), *_down(channels // 2, channels))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
 
 
 @BACKBONE_REGISTRY.register()

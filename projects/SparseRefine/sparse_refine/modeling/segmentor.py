@@ -105,8 +105,15 @@ class Segmentor(nn.Module, ABC):
         if scores.shape[-2:] != labels.shape[-2:]:
             size = labels.shape[-2:]
             scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        total = F.cross_entropy(
-            scores.float(), labels, ignore_index=self.ignore_label, reduction="sum"
-        )
-        # a mean over no label at all would be NaN
-        return total / (labels != self.ignore_label).sum().clamp(min=1)
+        return pixel_cross_entropy(scores, labels, self.ignore_label)
+
+
+def pixel_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_label: int
+) -> torch.Tensor:
+    """Mean over the pixels with a label: logits (B,K,H,W), labels (B,H,W); 0 where there is none.
+
+    torch's own mean over no pixel is NaN, which ends the training.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_label, reduction="sum")
+    return total / (labels != ignore_label).sum().clamp(min=1)
