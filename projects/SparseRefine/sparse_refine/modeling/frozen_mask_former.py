@@ -3,7 +3,8 @@
 
 A yaml brings the project in by name: `PROJECTS: ["mask2former:add_maskformer2_config"]`, from a
 checkout on PYTHONPATH or from an installed package; PEM's is "pem:add_maskformer2_config". Nothing
-has to be compiled: the project falls back to plain PyTorch for deformable attention.
+of Mask2Former has to be compiled: it falls back to plain PyTorch for deformable attention. PEM's
+pixel decoder needs the deformable convolution of a compiled Detectron2.
 """
 
 from __future__ import annotations

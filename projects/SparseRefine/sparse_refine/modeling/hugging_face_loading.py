@@ -73,7 +73,7 @@ def load_parts(
     if pretrained:
         model = _pretrained(kind, name, revision, config, new_head)
     else:
-        model = kind.from_config(config)
+        model = kind.from_config(config, trust_remote_code=False)
 
     parts = {"model": model.float().eval(), "flip_channels": image_format == "BGR"}
     if name:
