@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from sparse_refine.engine import Trainer, load_config, load_model
+from sparse_refine.memory import keep_freed_memory
 
 
 def setup(args):
@@ -24,6 +25,7 @@ def setup(args):
 def main(args):
     cfg = setup(args)
     if args.eval_only:  # with --resume: only the images that an interrupted evaluation left
+        keep_freed_memory()
         results = Trainer.test(cfg, load_model(cfg), resume=args.resume)
         if comm.is_main_process():
             verify_results(cfg, results)

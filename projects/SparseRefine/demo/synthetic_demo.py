@@ -22,6 +22,7 @@ from detectron2.utils.logger import setup_logger
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import Trainer, load_config, load_model
 from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
+from sparse_refine.memory import keep_freed_memory
 from sparse_refine.visualization import draw
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,7 @@ def main():
         Arm(name, model, build_test_loader(configs[name], dataset))
         for name, model in models.items()
     ]
+    keep_freed_memory()
     rows = compare(arms, dataset, output, refiner.TEST.BOUNDARY_DISTANCE)
 
     print("3/3  Drawing the figure ...", flush=True)

@@ -46,6 +46,7 @@ from tabulate import tabulate
 from sparse_refine.engine import load_config
 from sparse_refine.evaluation.benchmarking import describe_machine
 from sparse_refine.files import write_whole
+from sparse_refine.memory import keep_freed_memory
 from sparse_refine.sparse import PRESETS
 
 PACKAGES = ("timm", "transformers", "MinkowskiEngine")
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.json.resolve().parent.is_dir():
         parser.error(f"--json {args.json}: its folder does not exist")
+    keep_freed_memory()
     size = (args.height, args.width)
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", *args.opts]
     if args.channels_last:

@@ -53,6 +53,7 @@ from sparse_benchmark.sections import SECTIONS
 from tabulate import tabulate
 
 from sparse_refine.evaluation.benchmarking import describe_machine
+from sparse_refine.memory import keep_freed_memory
 from sparse_refine.sparse import PRESETS
 
 PACKAGES = ("MinkowskiEngine", "spconv")
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     if not args.json.resolve().parent.is_dir():
         parser.error(f"--json {args.json}: its folder does not exist")
+    keep_freed_memory()
     try:
         masks = read_masks(args.masks) if args.masks else {"a made-up mask": synthetic_mask()}
     except ValueError as error:

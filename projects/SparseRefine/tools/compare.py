@@ -15,6 +15,7 @@ import argparse
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
+from sparse_refine.memory import keep_freed_memory
 from sparse_refine.visualization import draw
 
 
@@ -30,6 +31,7 @@ def main():
     parser.add_argument("--image", type=int, default=0, help="its place in the data set, from 0")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every arm")
     args = parser.parse_args()
+    keep_freed_memory()
     configs = [
         load_config(path, [*args.opts, "MODEL.WEIGHTS", weights, *IN_PROCESS])
         for _, path, weights in args.arm
