@@ -23,12 +23,14 @@ CASES = {
 }
 
 
-@pytest.fixture(params=("windows", "runs"), autouse=True)
+@pytest.fixture(params=("windows", "runs", "frame"), autouse=True)
 def form(request, monkeypatch):
-    """Both forms of a submanifold convolution's map, whatever suits these small levels."""
-    monkeypatch.setattr(
-        torch_engine, "prefers_runs", lambda level, _: request.param == "runs" and level.count > 0
-    )
+    """Each form of a submanifold convolution's map, whatever suits these small levels."""
+
+    def chosen(level, weight):
+        return request.param if level.count else "windows"
+
+    monkeypatch.setattr(torch_engine, "best_form", chosen)
 
 
 def smallest_chunks(monkeypatch) -> None:

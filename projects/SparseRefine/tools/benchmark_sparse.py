@@ -34,8 +34,22 @@ How it is measured:
   spconv 2.3.8 has some rows wrong on more than one thread; its seconds are taken as they are.
 - Convolutions, UNets and densities use the first mask; tiles take all masks in turn.
 
-What was tried and is slower:
-    nothing recorded yet
+What was tried and is not used, on two AVX-512 cores and street_0 of the masks above (GFLOP/s in
+float32 unless said; the machine was shared, so differences below a tenth mean little):
+- Dense 3x3 convolution of occupied strips of 2, 4 or 6 image rows, gaps included: 80 against 94 by
+  runs at 16 channels, 115 against 132 at 32, 116 against 123 at 64; bfloat16 at 64: 300 against
+  322. It gathers less, and multiplies and picks more.
+- Winograd F(2x2,3x3) on 2x2 tiles, transforms by additions, sixteen products: 65 against 136 at 32
+  channels, 99 against 139 at 64, 137 against 154 at 128, and a little more only on the coarse
+  levels, 184 against 159 at 256 and 215 against 188 at 512, for 16/9 of the weights. F(4x4) spends
+  on its transforms what it saves, and errs by 5e-5.
+- Nine products, one a tap, instead of one: 80 against 136 at 32 channels, 119 against 139 at 64.
+- torch.compile of gather and product: 24 at 32 channels, after 23 s of compiling.
+- Weights kept in oneDNN's blocked layout: 5 to 15 % more from 256 channels on, through operators
+  that are private to torch, and a second copy of all weights.
+- Folded weights kept between calls: 3 % of the `paper` UNet in bfloat16, for such a copy.
+- A row of zeros appended to the features in place of zeros written after the gather: 3 of 33 ms at
+  32 channels on the finest level; it is what deep levels do, where most windows lack a neighbour.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
         source = sources[group.absent is None]
         if of_weight:
             length = len(group.taps[0]) * gradient.shape[1]
-            sums = gradient.new_zeros((group.width, length, features.shape[1]), dtype=sums_dtype)
+            sums = gradient.new_zeros((len(group.taps), length, features.shape[1]), dtype=sums_dtype)
         for chunk in group.chunks(_step(group, gradient)):
             gathered = _gather(source, group, chunk)
             if of_features:
@@ -114,9 +114,9 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
                 rows = slice(chunk.start, chunk.stop)
                 rows = features[rows if group.rows is None else group.rows[rows]]
                 if chunk.pick is not None:
-                    windows = rows.new_zeros(len(gathered) - group.width + 1, rows.shape[1])
+                    windows = rows.new_zeros(len(gathered) - group.overlap, rows.shape[1])
                     rows = windows.index_copy_(0, chunk.pick, rows)
-                correlate_(sums, gathered, rows)
+                correlate_(sums, gathered, rows, group.line)
         if of_weight:
             taps = [k for place in group.taps for k in place]
             for tap, part in zip(taps, sums.view(len(taps), -1, features.shape[1])):
@@ -151,7 +151,7 @@ def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.
 
 
 def _gather(source: torch.Tensor, group: TapGroup, chunk: Chunk) -> torch.Tensor:
-    """(n + width - 1, T C): the chunk's rows side by side, zeros for absent ones."""
+    """(n + overlap, T C): the chunk's rows side by side, zeros for absent ones."""
     table = group.table[chunk.first : chunk.last]
     rows = source.index_select(0, table.reshape(-1))
     if chunk.absent is not None:
@@ -161,4 +161,5 @@ def _gather(source: torch.Tensor, group: TapGroup, chunk: Chunk) -> torch.Tensor
 
 def _step(group: TapGroup, features: torch.Tensor) -> int:
     row = max(1, group.table.shape[1] * features.shape[1] * features.element_size())
-    return max(_MIN_ROWS, chunk_bytes(features.device.type) // row)
+    # lines of a frame are read three times: few enough chunks that most of them lie within one
+    return max(_MIN_ROWS, chunk_bytes(features.device.type) // row, 16 * group.line)

@@ -6,13 +6,15 @@ one matrix product, without a multiplication by an absent neighbour's zeros wher
 out, and its transpose (for gradients and for transposed convolution) is a map of the same kind:
 there is never a scatter with colliding rows.
 
-A 3x3 convolution comes in one of two forms, the cheaper for its level and channels:
+A 3x3 convolution comes in one of three forms, the cheapest for its level and channels:
 
 - windows: a row of the table holds the nine neighbours of an output site;
 - runs: sites of an image row that lie side by side share neighbours. The table holds the sites in
   raster order, and one empty position at each end of a run of them; a row of it holds the three
   neighbours above, at and below a position, and a site's window is three rows of it that follow one
-  another. That gathers a third as much, and multiplies at the empty positions for nothing.
+  another. That gathers a third as much, and multiplies at the empty positions for nothing;
+- frame: the table is the whole canvas, and a window is three places of three lines of it. Where
+  nearly all pixels are sites, there is little to leave out.
 """
 
 from __future__ import annotations
@@ -47,8 +49,10 @@ class Chunk:
 class TapGroup:
     """A gather and the taps that meet it.
 
-    `taps`: `width` tuples of T tap indices; the product of place j of a window takes `taps[j]`.
-    `table` (n + width - 1, T) int32: the input rows. Where `absent` is None, absent ones hold the
+    `taps`: tuples of T tap indices; the product of place j of a window takes `taps[j]`.
+    `line`: windows are as many successive rows of the table as there are `taps`; or, where `line`
+    is not 0, three by three of its rows, of which `line` make a line.
+    `table` (n + overlap, T) int32: the input rows. Where `absent` is None, absent ones hold the
     number of input rows; else an arbitrary row, and `absent` (A,) int64, ascending, holds their
     places in the flattened table.
     `pick` (P,) int64, ascending: which of the n windows are outputs; None where all are.
@@ -60,15 +64,17 @@ class TapGroup:
     absent: torch.Tensor | None = None
     pick: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    line: int = 0
     _chunks: dict = field(default_factory=dict, repr=False)
 
     @property
-    def width(self) -> int:
-        return len(self.taps)
+    def overlap(self) -> int:
+        """Rows of the table that a part of it has more than windows."""
+        return 2 * self.line if self.line else len(self.taps) - 1
 
     @property
     def outputs(self) -> int:
-        windows = len(self.table) - self.width + 1
+        windows = len(self.table) - self.overlap
         return windows if self.pick is None else len(self.pick)
 
     def chunks(self, step: int) -> list[Chunk]:
@@ -80,7 +86,10 @@ class TapGroup:
             if self.pick is not None:  # two transfers, not two a chunk, where the map is on a GPU
                 first = self.pick[starts].tolist()
                 last = (self.pick[[stop - 1 for stop in stops]] + 1).tolist()
-            last = [stop + self.width - 1 for stop in last]
+            if self.line:  # whole lines
+                first = [at // self.line * self.line for at in first]
+                last = [-(-at // self.line) * self.line for at in last]
+            last = [stop + self.overlap for stop in last]
             self._chunks[step] = [
                 Chunk(*bounds, self._absent_in(*bounds[2:]), self._pick_in(*bounds[:3]))
                 for bounds in zip(starts, stops, first, last)
@@ -119,18 +128,23 @@ def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
     return TapGroup(taps, table, **options)
 
 
-def submanifold_map(level: Level, runs: bool) -> KernelMap:
-    """3x3, stride 1, output sites = input sites, in form "runs" or "windows"."""
-    if runs:
+def submanifold_map(level: Level, form: str) -> KernelMap:
+    """3x3, stride 1, output sites = input sites, in form "windows", "runs" or "frame"."""
+    if form == "frame":
+        table = level.index.clone()[:, None]
+        taps = tuple((k,) for k in range(9))
+        options = {"pick": level.flat - level.width, "line": level.width}
+    elif form == "runs":
         stream, pick = level.stream()
         steps = [(dy - 1) * level.width for dy in range(3)]
+        table = level.rows(stream[:, None] + stream.new_tensor(steps))
         taps = tuple(tuple(3 * dy + dx for dy in range(3)) for dx in range(3))
+        options = {"pick": pick}
     else:
-        stream, pick = level.flat, None
         steps = [(dy - 1) * level.width + (dx - 1) for dy, dx in TAPS]
-        taps = (tuple(range(9)),)
-    table = level.rows(stream[:, None] + stream.new_tensor(steps))
-    group = tap_group(taps, table, level.count, pick=pick)
+        table = level.rows(level.flat[:, None] + level.flat.new_tensor(steps))
+        taps, options = (tuple(range(9)),), {}
+    group = tap_group(taps, table, level.count, **options)
     forward = KernelMap(level.count, level.count, [group])
     # p reads q through tap k exactly where q reads p through tap 8 - k
     flipped = tuple(tuple(8 - k for k in place) for place in taps)

@@ -18,15 +18,16 @@ from .pyramid import Level
 
 
 def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
-    """A function from gathered rows (n + width - 1, T C_in) to products (n,C_out)."""
-    taps = [k for place in group.taps for k in place]
+    """A function from gathered rows (n + overlap, T C_in) to products (n,C_out)."""
+    taps, width = [k for place in group.taps for k in place], len(group.taps)
     weight = weight if taps == list(range(9)) else weight[taps]
-    outputs, length = weight.shape[2], len(taps) // group.width * weight.shape[1]
+    outputs, length = weight.shape[2], len(taps) // width * weight.shape[1]
 
     @functools.cache  # made where it is needed: a copy unless it lies so already
     def kernel():
-        matrix = weight.permute(2, 0, 1).reshape(outputs, group.width, length, 1)
-        return matrix.permute(0, 2, 3, 1)
+        high, wide = (3, 3) if group.line else (1, width)
+        matrix = weight.permute(2, 0, 1).reshape(outputs, high, wide, length)
+        return matrix.permute(0, 3, 1, 2)
 
     @functools.cache
     def matrix():
@@ -37,22 +38,22 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     def by_convolution(gathered):
         # oneDNN's convolution reads overlapping windows in place, and in float32 its 1 x 1 one is
         # faster than the library of `mm`
-        image = gathered.view(1, 1, -1, length).permute(0, 3, 1, 2)
-        return F.conv2d(image, kernel(), bias)[0, :, 0].t()
+        image, padding = as_image(gathered, group.line)
+        return F.conv2d(image, kernel(), bias, padding=padding)[0].flatten(1).t()
 
     def by_product(gathered):
         windows = gathered
-        if group.width > 1:
-            size = (len(gathered) - group.width + 1, group.width * length)
+        if width > 1:
+            size = (len(gathered) - width + 1, width * length)
             windows = gathered.as_strided(size, (length, 1))
         if bias is None:
             return torch.mm(windows, matrix())
         return torch.addmm(bias, windows, matrix())
 
+    if group.line or (width > 1 and on_onednn(weight)):
+        return by_convolution
     if not on_onednn(weight):
         return by_product
-    if group.width > 1:
-        return by_convolution
 
     def either(gathered):
         # a convolution brings the weights into an order of its own, at each call: not worth it for
@@ -61,6 +62,13 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
         return (by_product if few or weight.dtype != torch.float32 else by_convolution)(gathered)
 
     return either
+
+
+def as_image(rows: torch.Tensor, line: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Rows (n,C) as an image (1,C,1,n), or (1,C,n / line,line), and the padding with which its
+    convolution has as many columns as the windows have places."""
+    image = rows.view(1, -1, line or len(rows), rows.shape[1]).permute(0, 3, 1, 2)
+    return image, (0, 1) if line else (0, 0)
 
 
 def on_onednn(tensor: torch.Tensor) -> bool:
@@ -72,27 +80,32 @@ def on_onednn(tensor: torch.Tensor) -> bool:
     )
 
 
-def prefers_runs(level: Level, weight: torch.Tensor) -> bool:
-    """Whether a convolution of a level should go by runs. Measured: to gather one number costs as
-    much as 17 multiplications."""
+def best_form(level: Level, weight: torch.Tensor) -> str:
+    """The form of a level's submanifold convolution, see `kernel_map`, that costs least. Measured:
+    to gather one number costs as much as 17 multiplications."""
     if level.count == 0 or not on_onednn(weight):
-        return False
-    gather, outputs = 17, weight.shape[2]
-    by_runs = level.spread * (9 * outputs + 3 * gather) + gather
-    return by_runs < 9 * outputs + 9 * gather
+        return "windows"
+    gather, products = 17, 9 * weight.shape[2]
+    costs = {
+        "frame": level.canvas / level.count * (products + gather) + gather,
+        "runs": level.spread * (products + 3 * gather) + gather,
+        "windows": products + 9 * gather,
+    }
+    return min(costs, key=costs.get)
 
 
-def correlate_(sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor) -> None:
-    """To `sums` (width,C,D) add the products of gathered rows (n + width - 1, C) with the rows
-    (n,D) that their windows meet."""
+def correlate_(sums, gathered: torch.Tensor, rows: torch.Tensor, line: int) -> None:
+    """To `sums` (places,C,D) add the products of gathered rows (n + overlap, C) with the rows (n,D)
+    that their windows meet."""
     width, length, columns = sums.shape
     count = len(rows)
     # the convolution's backward pass is the faster one, unless the matrix is large for its rows
     single = width == 1 and (rows.dtype != torch.float32 or count < 8 * columns)
-    if not single and on_onednn(rows):
-        images = [x.view(1, 1, -1, x.shape[1]).permute(0, 3, 1, 2) for x in (gathered, rows)]
-        kernel = conv2d_weight(images[0], (columns, length, 1, width), images[1])
-        sums += kernel[:, :, 0].permute(2, 1, 0)
+    if line or (not single and on_onednn(rows)):
+        image, padding = as_image(gathered, line)
+        shape = (columns, length, *((3, 3) if line else (1, width)))
+        kernel = conv2d_weight(image, shape, as_image(rows, line)[0], padding=padding)
+        sums += kernel.flatten(2).permute(2, 1, 0)
         return
     for place in range(width):
         part = gathered[place : place + count].t()

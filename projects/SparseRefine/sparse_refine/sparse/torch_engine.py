@@ -11,7 +11,7 @@ import torch
 from .cache import chunk_bytes
 from .functional import autocast_dtype, sparse_conv
 from .kernel_map import KernelMap, down_map, submanifold_map
-from .products import prefers_runs
+from .products import best_form
 from .pyramid import Pyramid
 
 
@@ -24,7 +24,7 @@ class TorchGrid:
 
     def __init__(self, pyramid: Pyramid):
         self.pyramid = pyramid
-        self._submanifold: dict[tuple[int, bool], KernelMap] = {}
+        self._submanifold: dict[tuple[int, str], KernelMap] = {}
         self._down: dict[int, KernelMap] = {}
 
     def enter(self, features: torch.Tensor) -> torch.Tensor:
@@ -56,10 +56,10 @@ class TorchGrid:
         shape): relu(convolution + bias) + residual.
         """
         sites = self.pyramid.levels[level]
-        runs = prefers_runs(sites, weight)
-        if (level, runs) not in self._submanifold:
-            self._submanifold[level, runs] = submanifold_map(sites, runs)
-        return sparse_conv(features, weight, self._submanifold[level, runs], **epilogue)
+        form = best_form(sites, weight)
+        if (level, form) not in self._submanifold:
+            self._submanifold[level, form] = submanifold_map(sites, form)
+        return sparse_conv(features, weight, self._submanifold[level, form], **epilogue)
 
     def down(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 2: (P_l,C_in) -> (P_{l+1},C_out)."""
