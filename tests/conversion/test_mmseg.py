@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse_refine import ModuleSegmentor
 from sparse_refine.build import build_base, load_base_weights
 from sparse_refine.checkpoint import save_weights
 from sparse_refine.conversion import FORMATS, compare, convert
@@ -112,6 +113,13 @@ def test_parity_through_the_converter(
     load_base_weights(ours, str(tmp_path / "base.safetensors"))
     expected, output = predict_both(theirs, ours)
     assert expected.std() > 0.05  # the classes differ, pixel by pixel
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_its_models_serve_as_they_are(build_mmseg, randomise, predict_both):
+    """Without conversion: what is built on MMSegmentation is a module like any other."""
+    theirs = randomise(build_mmseg(SMALL["SegFormer-B0"][1]))
+    expected, output = predict_both(theirs, ModuleSegmentor(theirs).eval())
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
