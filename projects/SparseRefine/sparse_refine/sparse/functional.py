@@ -104,8 +104,8 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
         multiply = product(group, weight.transpose(1, 2), None)
         source = sources[group.absent is None]
         if of_weight:
-            length = len(group.taps[0]) * gradient.shape[1]
-            sums = gradient.new_zeros((len(group.taps), length, features.shape[1]), dtype=sums_dtype)
+            shape = (len(group.taps), len(group.taps[0]) * gradient.shape[1], features.shape[1])
+            sums = gradient.new_zeros(shape, dtype=sums_dtype)
         for chunk in group.chunks(_step(group, gradient)):
             gathered = _gather(source, group, chunk)
             if of_features:
