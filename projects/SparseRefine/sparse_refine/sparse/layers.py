@@ -28,11 +28,12 @@ class SparseConv2d(nn.Module):
         if kind not in ("submanifold", "down", "up"):
             raise ValueError(f"kind is {kind!r}: one of 'submanifold', 'down', 'up'")
         self.kind = kind
-        # in memory (C_out,9,C_in), as the matrix product reads it
-        self.weight = nn.Parameter(torch.empty(out_channels, 9, in_channels).permute(1, 2, 0))
         # He et al. 2015, by the taps that a site's output really has: on the way up 9 / 4 of 9
         taps = 9 / 4 if kind == "up" else 9
-        nn.init.normal_(self.weight, std=math.sqrt(2 / (taps * in_channels)))
+        weight = torch.empty(9, in_channels, out_channels)
+        nn.init.normal_(weight, std=math.sqrt(2 / (taps * in_channels)))
+        # in memory (C_out,9,C_in), as the matrix product reads it
+        self.weight = nn.Parameter(weight.permute(2, 0, 1).contiguous().permute(1, 2, 0))
 
     def forward(
         self,
