@@ -94,9 +94,11 @@ def best_form(level: Level, weight: torch.Tensor) -> str:
     return min(costs, key=costs.get)
 
 
-def correlate_(sums, gathered: torch.Tensor, rows: torch.Tensor, line: int) -> None:
+def correlate_(
+    sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor, line: int
+) -> None:
     """To `sums` (places,C,D) add the products of gathered rows (n + overlap, C) with the rows (n,D)
-    that their windows meet."""
+    that their windows meet; `line` as in `TapGroup`."""
     width, length, columns = sums.shape
     count = len(rows)
     # the convolution's backward pass is the faster one, unless the matrix is large for its rows
