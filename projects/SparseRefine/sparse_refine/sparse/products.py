@@ -94,9 +94,7 @@ def best_form(level: Level, weight: torch.Tensor) -> str:
     return min(costs, key=costs.get)
 
 
-def correlate_(
-    sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor, line: int
-) -> None:
+def correlate_(sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor, line: int) -> None:
     """To `sums` (places,C,D) add the products of gathered rows (n + overlap, C) with the rows (n,D)
     that their windows meet; `line` as in `TapGroup`."""
     width, length, columns = sums.shape
