@@ -138,9 +138,7 @@ class SegmentationMapper:
             with _seeded(dataset_dict.pop("seed", None)):
                 return self._training_input(dataset_dict)
         image = read_image(dataset_dict["file_name"], format=self.image_format)
-        dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
-        size = low_size(image.shape[:2], self.scale)
-        dataset_dict["image"] = _to_tensor(_resample(image, size))
+        dataset_dict.update(inference_input(image, self.scale))
         return dataset_dict
 
     def _read_pair(self, image_file: str, label_file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -209,6 +207,13 @@ class SegmentationMapper:
             if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
                 break
         return (top, left, height, width), target
+
+
+def inference_input(image: np.ndarray, scale: float) -> dict:
+    """What a model gets at inference for an image (H,W,3) uint8: "image" uint8 (3,h,w) at `scale`,
+    and the native "height" and "width"."""
+    resized = _resample(image, low_size(image.shape[:2], scale))
+    return {"image": _to_tensor(resized), "height": image.shape[0], "width": image.shape[1]}
 
 
 def _resample(image: np.ndarray, size: tuple[int, int], box=None) -> np.ndarray:
