@@ -78,6 +78,7 @@ def register_image_label_folder(
         image_dir=image_dir,
         label_dir=label_dir,
     )
+    MetadataCatalog.get(name).set(split_file=split_file, labels_from_one=labels_from_one)
 
 
 def register_folders(cfg: CfgNode) -> None:
@@ -165,8 +166,8 @@ def _load_folder(
     hint: str,
 ) -> list[dict]:
     """The dataset's dicts: pairs of files by stem, ordered as in the split file or by name."""
-    images = _files_by_stem(name, "image", image_dir, IMAGE_EXTENSIONS, hint)
-    labels = _files_by_stem(name, "label", label_dir, LABEL_EXTENSIONS, hint)
+    images = files_by_stem(name, "image", image_dir, IMAGE_EXTENSIONS, hint)
+    labels = files_by_stem(name, "label", label_dir, LABEL_EXTENSIONS, hint)
     if split_file is None:
         stems = sorted(images)
     else:
@@ -195,7 +196,7 @@ def _load_folder(
     return dicts
 
 
-def _files_by_stem(
+def files_by_stem(
     name: str, kind: str, folder: Path, extensions: Sequence[str], hint: str
 ) -> dict[str, list[Path]]:
     """Files of these extensions by their name without it; hidden files are passed over."""
@@ -213,6 +214,13 @@ def _files_by_stem(
     return files
 
 
+def stem_of_entry(entry: str, images: dict[str, list[Path]]) -> str:
+    """The stem that a split file's line means: with or without the image's extension."""
+    if entry not in images and Path(entry).suffix.lower() in IMAGE_EXTENSIONS:
+        return Path(entry).stem
+    return entry
+
+
 def _read_split(
     name: str, split_file: Path, image_dir: Path, images: dict[str, list[Path]], hint: str
 ) -> list[str]:
@@ -224,9 +232,7 @@ def _read_split(
         entry = line.strip()
         if not entry:
             continue
-        stem = entry
-        if entry not in images and Path(entry).suffix.lower() in IMAGE_EXTENSIONS:
-            stem = Path(entry).stem
+        stem = stem_of_entry(entry, images)
         if stem not in images:
             raise FileNotFoundError(
                 f"dataset {name!r}: {split_file}, line {number}: no image {entry!r} in "

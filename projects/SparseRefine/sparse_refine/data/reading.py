@@ -19,7 +19,14 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-__all__ = ["check_labels", "check_same_size", "read_image", "read_labels", "read_size"]
+__all__ = [
+    "check_labels",
+    "check_same_size",
+    "read_image",
+    "read_labels",
+    "read_orientation",
+    "read_size",
+]
 
 EXIF_ORIENTATION = 0x0112
 TIFF_BITS_PER_SAMPLE = 258
@@ -148,6 +155,12 @@ def read_size(file_name: str) -> tuple[int, int]:
         ):  # newer versions of Pillow give the turned size, older ones the stored
             width, height = image.tag_v2[256], image.tag_v2[257]
         return (width, height) if turned else (height, width)
+
+
+def read_orientation(file_name: str) -> int:
+    """EXIF orientation 1..8, which `read_image` applies; 1, upright, where there is none."""
+    with _opened(file_name) as (_, image):
+        return _orientation(image)
 
 
 def check_labels(
