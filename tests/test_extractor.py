@@ -101,6 +101,26 @@ def test_images_of_a_batch_do_not_see_each_other(extractor):
         assert torch.allclose(together[of_image], alone, atol=1e-5)
 
 
+def test_patches_see_and_answer_for_all_their_pixels():
+    module = SparseUNetExtractor(num_classes=3, channels=(4,), patch=2, backend="torch").eval()
+    assert module.unet.stem.weight.shape[1] == 12 and module.classifier.out_features == 12
+    mask = torch.zeros(6, 8, dtype=torch.bool)
+    mask[2:4, 4:6] = mask[0, 0] = True  # a whole patch, and one pixel of another
+    sites, sizes = sites_of(mask)
+    rgb, coarse, position, *_ = arguments(sites, sizes)
+    logits = module(rgb, coarse, position, sites, sizes)
+    assert logits.shape == (5, 3) and len(logits.unique(dim=0)) == 5
+    other = rgb.clone()
+    other[4] += 1  # the last pixel of the whole patch
+    changed = (module(other, coarse, position, sites, sizes) != logits).any(1)
+    assert changed.tolist() == [False] + [True] * 4
+
+
+def test_bad_patch():
+    with pytest.raises(ValueError, match="EXTRACTOR.PATCH is 0"):
+        SparseUNetExtractor(num_classes=3, patch=0)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", ["BN", "SyncBN"])
 @pytest.mark.parametrize("count", [0, 1, 2])

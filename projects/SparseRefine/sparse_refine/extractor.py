@@ -12,7 +12,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from .selector import entropy
-from .sparse import BACKENDS, PRESETS, SparseUNet, build_grid
+from .sparse import BACKENDS, PRESETS, Patches, SparseUNet, build_grid
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -77,6 +77,8 @@ class SparseUNetExtractor(nn.Module):
         downsample: "floor" or "reach", see `sparse.Pyramid`.
         backend: "auto", "torch" or "minkowski".
         precision: "float32", "bfloat16", or "auto", as autocast says around the call.
+        patch: side in pixels of the squares that the UNet's finest level works on, see `Patches`;
+            1 is the paper's.
     """
 
     @configurable
@@ -91,6 +93,7 @@ class SparseUNetExtractor(nn.Module):
         downsample: str = "floor",
         backend: str = "auto",
         precision: str = "auto",
+        patch: int = 1,
     ):
         super().__init__()
         if backend not in BACKENDS:
@@ -106,12 +109,18 @@ class SparseUNetExtractor(nn.Module):
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION is {precision!r}: one of {PRECISIONS}"
             )
+        if patch < 1:
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.EXTRACTOR.PATCH is {patch}: a side in pixels, at least 1"
+            )
         self.features = tuple(features)
+        self.patch = patch
         self.precision = precision
         self.downsample = downsample
         self.backend = backend
-        self.unet = SparseUNet(feature_channels(features, num_classes), channels, blocks, norm)
-        self.classifier = nn.Linear(channels[0], num_classes)
+        inputs = feature_channels(features, num_classes) * patch**2
+        self.unet = SparseUNet(inputs, channels, blocks, norm)
+        self.classifier = nn.Linear(channels[0], num_classes * patch**2)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -134,6 +143,7 @@ class SparseUNetExtractor(nn.Module):
             "downsample": node.DOWNSAMPLE_SITES,
             "backend": node.BACKEND,
             "precision": node.PRECISION,
+            "patch": node.PATCH,
         }
 
     def forward(
@@ -152,9 +162,13 @@ class SparseUNetExtractor(nn.Module):
             sizes: (H,W) of each image.
         """
         features = site_features(self.features, rgb, coarse, position)
+        patches = Patches(sites, sizes, self.patch) if self.patch > 1 else None
+        if patches is not None:
+            features, sites, sizes = patches.gather(features), patches.sites, patches.sizes
         grid = build_grid(self.backend, sites, sizes, self.unet.levels, self.downsample)
         with self._autocast(features.device.type):
-            return self.classifier(self.unet(features, grid)).float()
+            logits = self.classifier(self.unet(features, grid)).float()
+        return logits if patches is None else patches.scatter(logits)
 
     def _autocast(self, device: str):
         if self.precision == "auto":

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 
+from .patches import Patches
 from .pyramid import Pyramid
 from .torch_engine import TorchGrid
 from .unet import PRESETS, SparseUNet
 
 BACKENDS = ("auto", "torch", "minkowski")
 
-__all__ = ["BACKENDS", "PRESETS", "Pyramid", "SparseUNet", "TorchGrid", "build_grid"]
+__all__ = ["BACKENDS", "PRESETS", "Patches", "Pyramid", "SparseUNet", "TorchGrid", "build_grid"]
 
 
 def build_grid(
