@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`is_fault`: training or evaluation stops there, or means something else than it says. All
+    others are warnings: somebody should look."""
+
+    is_fault: bool
+    meaning: str
+
+
+KINDS = {
+    "listing": Kind(True, "the data set cannot be listed"),
+    "config": Kind(True, "the config does not fit the data set"),
+    "missing": Kind(True, "a file or its partner is not there"),
+    "duplicate name": Kind(True, "two files share the name up to the extension"),
+    "unreadable": Kind(True, "not an image, or no permission to read it"),
+    "truncated": Kind(True, "an image whose pixels are damaged or cut short"),
+    "image format": Kind(True, "pixel values with no known white"),
+    "label format": Kind(True, "not one class id a pixel: a JPEG, colours, floating point"),
+    "size mismatch": Kind(True, "image and labels differ in size"),
+    "out of range": Kind(True, "labels that are neither a class nor ignored"),
+    "in two sets": Kind(True, "an image is in two of the sets, such as training and test"),
+    "empty labels": Kind(False, "every pixel is ignored"),
+    "no image": Kind(False, "labels whose image is not there; nothing uses them"),
+    "same image": Kind(False, "an image is in the set twice under two names"),
+    "turned labels": Kind(False, "labels seem to fit the image before its EXIF turn"),
+    "labels count from one": Kind(False, "labels reach the number of classes"),
+    "one class": Kind(False, "all pixels are one class or ignored"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`kind`: a key of KINDS. `message`: names the files, says what to do. `files`: those files."""
+
+    kind: str
+    message: str
+    files: tuple[str, ...] = ()
+
+    @property
+    def is_fault(self) -> bool:
+        return KINDS[self.kind].is_fault
