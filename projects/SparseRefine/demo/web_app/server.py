@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the page: a folder of its own for files, gradio behind the gate, and an end that leaves
+nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MISSING = (
+    "the web demo needs gradio, {error}: pip install -e '.[web]' "
+    "(from requirements/web.txt with `make web`); it needs Python 3.10 or newer"
+)
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for uploads and pictures, gone at the end; gradio learns of it by its environment,
+    which it reads at import: enter this first."""
+    with tempfile.TemporaryDirectory(prefix="sparse_refine_web_") as name:
+        folder = Path(name).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")  # else below where it runs
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        yield folder
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: with what to do about it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; give "
+            "another --port (0 takes any that is free) or --host"
+        ) from error
+
+
+def serve(page, listener: socket.socket, folder: Path, max_bytes: int, style: str) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        page: gradio's Blocks. listener: of `listen`. folder: of `private_folder`.
+        max_bytes: of an upload. style: CSS of the page.
+    """
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    from .gate import Gate
+
+    no_docs = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = gr.mount_gradio_app(
+        FastAPI(**no_docs),
+        page,
+        path="/",
+        app_kwargs=no_docs,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=max_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        allowed_paths=[],
+        blocked_paths=[],
+        theme=_theme(gr),
+        css=style,
+    )
+    # A mounted page is never launched, and gradio checks the paths of inputs in launched ones only.
+    page.has_launched = True
+    host, port = listener.getsockname()[:2]
+    gate = Gate(app, folder, max_bytes, _names(host))
+    config = uvicorn.Config(
+        gate,
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=1,  # browsers hold a connection open for as long as they look
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
+    if _names(host) is None:
+        print("There is no password: whoever reaches this address can use it.", flush=True)
+    # uvicorn raises the signal again when it is done: as an exception it lets the folder go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _names(host: str) -> set[str] | None:
+    """Names of a loopback address; None for one that others reach, by names not known here."""
+    if ipaddress.ip_address(host).is_loopback:
+        return {"localhost", "127.0.0.1", "[::1]", host}
+    return None
+
+
+def _theme(gr):
+    # fonts of the system: gradio's own themes ask Google for theirs
+    return gr.themes.Base(
+        primary_hue="emerald",
+        neutral_hue="slate",
+        radius_size="md",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
