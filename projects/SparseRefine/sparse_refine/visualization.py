@@ -85,22 +85,22 @@ def refinement_panel(
         ),
     }
     masks = {title: changed for title in pictures if title.startswith("changed")}
-    tiles = [_fit(picture, tile, masks.get(title)) for title, picture in pictures.items()]
+    tiles = [fit_tile(picture, tile, masks.get(title)) for title, picture in pictures.items()]
     titles = list(pictures)
     if close_up and max(changed.shape) > tile:
         top, left = densest_window(changed.astype(np.float32), (tile, tile))
         window = slice(top, top + tile), slice(left, left + tile)
         for picture in tiles:
-            _draw_window(picture, (top, left, tile), changed.shape)
+            draw_window(picture, (top, left, tile), changed.shape)
         tiles += [np.ascontiguousarray(picture[window]) for picture in pictures.values()]
         titles += [f"{title.split(':')[0].split(',')[0]}, close up" for title in pictures]
     shares = np.bincount(labels["fused"].ravel(), minlength=len(colors))
     order = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index]]
     legend = [(metadata.stuff_classes[index], tuple(colors[index])) for index in order]
-    return _lay_out(tiles, titles, legend)
+    return lay_out(tiles, titles, legend)
 
 
-def _fit(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndarray:
+def fit_tile(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndarray:
     """A picture whose longest side is `side`; a small one is enlarged by a whole factor.
 
     Pixels of the mask `keep` would vanish among those around them: where there are any under a
@@ -123,7 +123,7 @@ def _fit(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndarray:
     return small
 
 
-def _draw_window(picture: np.ndarray, window: tuple[int, int, int], full: tuple[int, int]) -> None:
+def draw_window(picture: np.ndarray, window: tuple[int, int, int], full: tuple[int, int]) -> None:
     """A frame around the window (top, left, side) of an image of size `full`, in place."""
     top, left, side = window
     scale_y, scale_x = picture.shape[0] / full[0], picture.shape[1] / full[1]
@@ -132,7 +132,7 @@ def _draw_window(picture: np.ndarray, window: tuple[int, int, int], full: tuple[
     cv2.rectangle(picture, corner, other, _INK, 2)
 
 
-def _lay_out(tiles: list[np.ndarray], titles: list[str], legend: list[tuple]) -> np.ndarray:
+def lay_out(tiles: list[np.ndarray], titles: list[str], legend: list[tuple]) -> np.ndarray:
     """Rows of three titled tiles, and a line of class names, as many as fit."""
     font = ImageFont.load_default(16)
     rows = [tiles[start : start + 3] for start in range(0, len(tiles), 3)]
