@@ -110,3 +110,18 @@ def changed_picture(image: np.ndarray, before: np.ndarray, after: np.ndarray, co
     changed = before != after
     picture[changed] = np.asarray(colors, dtype=np.uint8)[after[changed]]
     return picture
+
+
+def densest_window(weights: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """Top left corner of the window (height, width) with the largest sum of `weights` (H,W), float;
+    of a window that does not fit, as much as fits."""
+    height, width = min(size[0], weights.shape[0]), min(size[1], weights.shape[1])
+    total = cv2.integral(weights)
+    sums = (
+        total[height:, width:]
+        - total[:-height, width:]
+        - total[height:, :-width]
+        + total[:-height, :-width]
+    )
+    top, left = np.unravel_index(sums.argmax(), sums.shape)
+    return int(top), int(left)
