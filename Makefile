@@ -4,18 +4,19 @@
 VENV ?= .venv
 # The Python that makes VENV; empty: python3, or what VENV holds already.
 PYTHON ?=
-# More arguments for pytest or the demo: make test ARGS="tests/data -k palette"
+# More arguments for pytest, the demo or docs-check: make test ARGS="tests/data -k palette"
 ARGS ?=
 
 SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo test env lint format clean
+.PHONY: help demo test env docs-check lint format clean
 
 help:
 	@echo "make demo     set up without MinkowskiEngine; train, compare, draw: output/demo/"
 	@echo "make test     set up with MinkowskiEngine; run the tests"
 	@echo "make env      the set-up of make test alone"
+	@echo "make docs-check   run every command of the README and docs/, in a copy"
 	@echo "make lint     ruff; make format: let ruff rewrite"
 	@echo "make clean    remove output/, caches and build files; keeps VENV"
 	@echo "Variables: VENV=.venv PYTHON=python3 ARGS="
@@ -29,6 +30,9 @@ env:
 
 test: env
 	$(RUN) -m pytest $(ARGS)
+
+docs-check: env
+	$(RUN) tools/docs_check.py $(ARGS)
 
 lint:
 	$(SETUP) lint

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -17,8 +18,11 @@ OTHERS = "pip:"  # a row that begins so quotes another program
 
 _FILES = (".py", ".yaml", ".md", ".sh", ".toml", ".txt", ".svg", ".safetensors")
 _FOLDERS = ("docs/", "projects/", "tools/", "tests/", "requirements/", "configs/", "weights/")
-# Names that no file of the repository has: what programs write, and what is the reader's own.
-_NOT_OURS = ("output/", "my/", "field/", "my_", "models/", ".venv/", "datasets/", "config.json")
+# Not of this repository: what programs write, what is the reader's own, other projects' files.
+_NOT_OURS = (
+    *("output/", ".venv/", "my/", "my_", "field/", "train.txt", "test.txt", "models/"),
+    *("datasets/", "cityscapesscripts/"),
+)
 
 
 def repository_files(root: Path = ROOT) -> list[str]:
@@ -99,6 +103,7 @@ def quoted_messages(page: Page) -> list[tuple[int, str]]:
     return found
 
 
+@functools.cache
 def message_templates(root: Path = ROOT) -> list[str]:
     """Every string of the programs, with a NUL for each value that is put into it."""
     sources = [*(root / "projects" / "SparseRefine").rglob("*.py")]
