@@ -183,5 +183,10 @@ class ResidualBlock(nn.Module):
             return self.skip(features)
         # the sum of the parts' products is the product of their concatenation
         weights = self.skip.weight.split([part.shape[1] for part in features], dim=1)
-        products = [F.linear(part, weight) for part, weight in zip(features, weights)]
-        return sum(products[1:], products[0])
+        total = F.linear(features[0], weights[0])
+        for part, weight in zip(features[1:], weights[1:]):
+            if torch.is_grad_enabled():
+                total = total + F.linear(part, weight)
+            else:  # in place: at full resolution a sum of its own is the UNet's peak of memory
+                total.addmm_(part.to(total.dtype), weight.to(total.dtype).t())
+        return total
