@@ -20,6 +20,14 @@ def test_panoptic_map_by_hand():
     assert segments[1]["area"] == 1  # the base's own are not touched
 
 
+def test_a_segment_that_a_smaller_map_loses():
+    ids = torch.tensor([[1, 2, 1, 1]])
+    segments = [{"id": 1, "category_id": 4}, {"id": 2, "category_id": 7, "area": 1}]
+    output = full_size_outputs({"panoptic_seg": (ids, segments)}, (1, 4), (1, 2))
+    assert output["panoptic_seg"][0].tolist() == [[1, 1]]
+    assert output["panoptic_seg"][1] == segments[:1]
+
+
 def test_a_size_that_is_no_multiple():
     ids = torch.arange(6).view(2, 3)
     full, none = full_size_outputs({"panoptic_seg": (ids, None)}, (2, 3), (3, 5))["panoptic_seg"]

@@ -5,24 +5,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import sys
 import warnings
 import weakref
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import (
-    DatasetEvaluators,
-    SemSegEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -31,11 +23,10 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from .build import base_has_weights
 from .checkpoint import BestCheckpointer, SafeCheckpointer, state_digest
 from .config import add_sparse_refine_config
-from .data import build_test_loader, build_train_loader, read_labels, register_folders
-from .evaluation import CityscapesSemSegEvaluator, SparseRefineEvaluator
+from .data import build_test_loader, build_train_loader, register_folders
+from .evaluation import EVALUATOR_TYPES, build_evaluators, check_packages
 from .importing import import_projects, named_projects
-
-EVALUATOR_TYPES = ("sem_seg", "cityscapes_sem_seg", "ade20k_panoptic_seg", "coco_panoptic_seg")
+from .modeling.token_merging import apply_configured
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +133,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         model = super().build_model(cfg)
+        if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":  # its base has had it
+            model = apply_configured(model, cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         return model
@@ -182,31 +175,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluators(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
-        """By the dataset's `evaluator_type`: (this project's evaluator, all of them as one).
-
-        SemSegEvaluator needs logits, so it joins only where the model returns them. `resume` goes
-        on from the records of an interrupted evaluation of the same weights (`tag`); only this
-        project's evaluator can do that, so the others stay out.
-        """
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        ours = SparseRefineEvaluator(
-            dataset_name,
-            folder,
-            boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
-            resume=resume,
-            tag=tag,
-            progress=sys.stderr.isatty(),
-        )
-        refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
-        beside = []
-        if kind == "cityscapes_sem_seg" and not resume:
-            beside = [CityscapesSemSegEvaluator(dataset_name)]
-        elif not resume and not (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
-            beside = [
-                SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels)
-            ]
-        return ours, DatasetEvaluators([*beside, ours])
+        """`evaluation.build_evaluators`: (this project's evaluator, all of them as one)."""
+        return build_evaluators(cfg, dataset_name, resume=resume, tag=tag)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
@@ -289,17 +259,13 @@ def _inference_settings(cfg: CfgNode) -> str:
     return f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"
 
 
-def _read_labels(file_name: str, dtype: type) -> np.ndarray:
-    """For SemSegEvaluator: Detectron2's own reader fails on NumPy 2."""
-    return read_labels(file_name).astype(dtype)
-
-
 def check_datasets(cfg: CfgNode) -> None:
     """Hold every data set of the config against its class count and ignore value, and what is
     needed to evaluate, before work: not after hours of training.
 
     Raises:
         KeyError: a name that is not registered.
+        ImportError: a test set needs a package for its evaluation that is not there.
         ValueError: class counts or ignore values differ, with both numbers; a test set of another
             task; an impossible TEST.BOUNDARY_DISTANCE.
     """
@@ -325,6 +291,8 @@ def check_datasets(cfg: CfgNode) -> None:
                 f"data set {name!r} has evaluator_type {kind!r}: this project evaluates semantic "
                 f"segmentation, {EVALUATOR_TYPES}"
             )
+        if name in cfg.DATASETS.TEST:
+            check_packages(name)
         ignore = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
         if ignore != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
             raise ValueError(

@@ -19,8 +19,9 @@ def full_size_outputs(output: dict, low: tuple[int, int], size: tuple[int, int])
     """The outputs of one image but for `sem_seg`, from (h,w) = `low` to (H,W) = `size`.
 
     "panoptic_seg" (map (h,w), segments) becomes (map (H,W), segments), with areas in pixels of the
-    new map where segments have one; `Instances` get their boxes and keypoints scaled and their
-    masks (N,h,w) repeated. What is neither passes as it is.
+    new map where segments have one, and without segments that have no pixel in it; `Instances` get
+    their boxes and keypoints scaled and their masks (N,h,w) repeated. What is neither passes as it
+    is.
     """
     results = {key: value for key, value in output.items() if key != "sem_seg"}
     if low == size:
@@ -42,12 +43,14 @@ def _nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _panoptic(ids: torch.Tensor, segments: list[dict] | None, size) -> tuple:
     ids = _nearest(ids, size)
-    if segments is not None:
-        segments = [
-            {**segment, "area": int((ids == segment["id"]).sum())} if "area" in segment else segment
-            for segment in segments
-        ]
-    return ids, segments
+    if segments is None:
+        return ids, None
+    areas = [int((ids == segment["id"]).sum()) for segment in segments]
+    return ids, [
+        {**segment, "area": area} if "area" in segment else segment
+        for segment, area in zip(segments, areas)
+        if area  # a smaller map loses the smallest, and PQ is not counted for one without pixels
+    ]
 
 
 def _instances(instances: Instances, low, size) -> Instances:

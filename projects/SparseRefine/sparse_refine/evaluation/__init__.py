@@ -3,13 +3,19 @@
 
 from .cityscapes import CityscapesSemSegEvaluator
 from .evaluator import SparseRefineEvaluator
+from .evaluators import EVALUATOR_TYPES, build_evaluators, check_packages
+from .panoptic import PanopticEvaluator
 from .predictions import label_map_of, predictions_of
 from .timing import ForwardTimer
 
 __all__ = [
+    "EVALUATOR_TYPES",
     "CityscapesSemSegEvaluator",
     "ForwardTimer",
+    "PanopticEvaluator",
     "SparseRefineEvaluator",
+    "build_evaluators",
+    "check_packages",
     "label_map_of",
     "predictions_of",
 ]

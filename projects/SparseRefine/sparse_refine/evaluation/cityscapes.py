@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import logging
 import os
 import tempfile
@@ -54,7 +55,7 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         self._folder_name = comm.all_gather(self._folder.name if self._folder else None)[0]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        labels = _import("cityscapesscripts.helpers.labels")
+        labels = import_cityscapesscripts("helpers.labels")
         ids = np.full(256, 255, dtype=np.uint8)  # Cityscapes' id of each training id
         for train_id, label in labels.trainId2label.items():
             if not label.ignoreInEval:
@@ -71,7 +72,7 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         comm.synchronize()
         if not comm.is_main_process():
             return None
-        scoring = _import("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+        scoring = import_cityscapesscripts("evaluation.evalPixelLevelSemanticLabeling")
         gt_dir = PathManager.get_local_path(self._gt_dir)
         pattern = os.path.join(gt_dir, "*", "*_gtFine_labelIds.png")
         truths = sorted(glob.glob(pattern))
@@ -103,9 +104,14 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         return os.path.join(self._folder_name, f"{name}_pred.png")
 
 
-def _import(name: str):
+def import_cityscapesscripts(name: str):
+    """The module `name` of cityscapesscripts.
+
+    Raises:
+        ImportError: it is not installed; says what to do.
+    """
     try:
-        return __import__(name, fromlist=["_"])
+        return importlib.import_module(f"cityscapesscripts.{name}")
     except ImportError as error:
         raise ImportError(
             "Cityscapes' own scores need `pip install cityscapesscripts`; without it, set the data "

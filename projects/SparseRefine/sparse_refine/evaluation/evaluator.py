@@ -68,10 +68,13 @@ class SparseRefineEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
         self._ignore_label = metadata.ignore_label
-        self._truth_files = {
-            record["file_name"]: record["sem_seg_file_name"]
-            for record in DatasetCatalog.get(dataset_name)
-        }
+        records = DatasetCatalog.get(dataset_name)
+        if not all("sem_seg_file_name" in record for record in records):
+            raise ValueError(
+                f"data set {dataset_name!r} has no semantic labels: its dicts lack "
+                '"sem_seg_file_name". Of COCO\'s panoptic sets, those called `*_separated` have it'
+            )
+        self._truth_files = {r["file_name"]: r["sem_seg_file_name"] for r in records}
         self._output_dir = Path(output_dir) if output_dir else None
         self._boundary_distance = boundary_distance
         self._distributed = distributed
