@@ -7,7 +7,8 @@
 #
 # VENV    where the environment is or shall be; set-up changes versions in it
 # PYTHON  the Python that makes it; empty: python3
-# STEP    base (torch, Detectron2, what the demo needs, this package), test, minkowski, lint
+# STEP    base (torch, Detectron2, what the demo needs, this package), web (gradio), test,
+#         minkowski, browser (for the web demo's test, which is skipped without), lint
 #
 # Every version comes from requirements/. A finished step leaves a stamp with the digest of what it
 # was made from: a second run costs nothing, and a changed pin does the step again. A killed run
@@ -85,7 +86,15 @@ install_test() {
   # No device, so that its setup.py compiles no operators: see there.
   FORCE_CUDA='' CUDA_VISIBLE_DEVICES='' pip_install -r requirements/mask2former.txt --require-hashes
 }
+install_web() { pip_install -r requirements/web.txt; }
 install_lint() { pip_install -r requirements/build.txt -r requirements/lint.txt; }
+
+# The only step that may fail: one test is skipped then. Tried once, see `step`.
+install_browser() {
+  command -v chromium >/dev/null && command -v chromedriver >/dev/null && return
+  (system_packages chromium chromium-driver) ||
+    say "no browser: the test of the web demo's page in one is skipped"
+}
 
 install_minkowski() {
   local pin wheel
@@ -170,7 +179,9 @@ for name in "$@"; do
       step base requirements/{build,demo,detectron2}.txt
       step package setup.py <(pwd) # an environment that two clones share follows the one in use
       ;;
+    web) step web requirements/web.txt ;;
     test) step test requirements/{test,mask2former}.txt ;;
+    browser) step browser ;;
     minkowski) step minkowski requirements/{build,demo,minkowski}.txt ;;
     lint) step lint requirements/{build,lint}.txt ;;
     *) fail "no such step: $name" ;;

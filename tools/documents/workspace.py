@@ -71,8 +71,18 @@ def _make_pictures(folder: Path) -> None:
     (folder / "field/test.txt").write_text("\n".join(TEST) + "\n")
     for name in ("photo.jpg", "photos/1.jpg", "photos/2.jpg"):
         draw(10 + len(name), folder / name)
+    _make_video(folder / "clip.mp4", folder / "photo.jpg")
     rgbweed = folder / "datasets" / "rgbweed"
     for seed, name in enumerate(("0", "1", "2", "3"), start=20):
         draw(seed, rgbweed / f"images/{name}.jpg", rgbweed / f"labels/{name}.png")
     (rgbweed / "train.txt").write_text("0\n1\n")
     (rgbweed / "test.txt").write_text("2\n3\n")
+
+
+def _make_video(path: Path, picture: Path) -> None:
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5, SIZE[::-1])
+    for _ in range(3):
+        writer.write(cv2.imread(str(picture)))
+    writer.release()
