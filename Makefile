@@ -4,16 +4,17 @@
 VENV ?= .venv
 # The Python that makes VENV; empty: python3, or what VENV holds already.
 PYTHON ?=
-# More arguments for pytest, the demo or docs-check: make test ARGS="tests/data -k palette"
+# More arguments for pytest, the demos or docs-check: make test ARGS="tests/data -k palette"
 ARGS ?=
 
 SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo test env docs-check lint format clean
+.PHONY: help demo web test env docs-check lint format clean
 
 help:
 	@echo "make demo     set up without MinkowskiEngine; train, compare, draw: output/demo/"
+	@echo "make web      set up the same and gradio; the web demo, at http://127.0.0.1:7860"
 	@echo "make test     set up with MinkowskiEngine; run the tests"
 	@echo "make env      the set-up of make test alone"
 	@echo "make docs-check   run every command of the README and docs/, in a copy"
@@ -25,8 +26,12 @@ demo:
 	$(SETUP) base
 	$(RUN) projects/SparseRefine/demo/synthetic_demo.py $(ARGS)
 
+web:
+	$(SETUP) base web
+	$(RUN) projects/SparseRefine/demo/web_demo.py $(ARGS)
+
 env:
-	$(SETUP) base test minkowski
+	$(SETUP) base web test minkowski browser
 
 test: env
 	$(RUN) -m pytest $(ARGS)

@@ -64,7 +64,7 @@ def setup_arguments(tmp_path: Path) -> dict:
 def test_setup_py_leaves_torch_detectron2_and_opencv_alone(tmp_path):
     arguments = setup_arguments(tmp_path)
     assert arguments["python_requires"] == ">=3.9"
-    extras = {"minkowski", "bases", "timm", "huggingface", "smp", "demo", "test"}
+    extras = {"minkowski", "bases", "timm", "huggingface", "smp", "demo", "web", "test"}
     assert set(arguments["extras_require"]) == extras
     wanted = " ".join(arguments["install_requires"])
     assert not re.search(r"torch|detectron2|opencv", wanted)
@@ -241,6 +241,24 @@ def test_missing_system_package_gives_one_line_to_whoever_is_not_root(clone, tmp
     ]
 
 
+@pytest.mark.parametrize("user", [0, 1000])
+def test_set_up_goes_on_without_a_browser(clone, tmp_path, user):
+    programs = tmp_path / "programs"  # all that there are, but for the browser
+    programs.mkdir()
+    for folder in os.get_exec_path():
+        for path in Path(folder).glob("*"):
+            if not path.name.startswith("chrom") and not (programs / path.name).is_symlink():
+                (programs / path.name).symlink_to(path)
+    for name, text in (("id", f"echo {user}"), ("apt-get", "exit 100")):
+        (programs / name).unlink(missing_ok=True)
+        Clone.program(programs / name, text)
+    done = clone.run("browser", PATH=str(programs))
+    assert done.returncode == 0, done.stderr
+    assert "is skipped" in done.stdout
+    assert "chromium chromium-driver" in done.stderr
+    assert clone.run("browser", PATH=str(programs)).stdout == ""
+
+
 # ---- Makefile and .ci/run
 
 
@@ -248,7 +266,8 @@ def test_missing_system_package_gives_one_line_to_whoever_is_not_root(clone, tmp
     ("target", "steps", "command"),
     [
         ("demo", "base", "projects/SparseRefine/demo/synthetic_demo.py"),
-        ("test", "base test minkowski", "-m pytest"),
+        ("web", "base web", "projects/SparseRefine/demo/web_demo.py"),
+        ("test", "base web test minkowski browser", "-m pytest"),
         ("lint", "lint", "-m ruff format --check"),
     ],
 )
