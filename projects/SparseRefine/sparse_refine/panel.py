@@ -101,13 +101,18 @@ def fit_tile(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndar
     return small
 
 
-def draw_window(picture: np.ndarray, window: tuple[int, int, int], full: tuple[int, int]) -> None:
+def draw_window(
+    picture: np.ndarray,
+    window: tuple[int, int, int],
+    full: tuple[int, int],
+    color: tuple[int, int, int] = _INK,
+) -> None:
     """A frame around the window (top, left, side) of an image of size `full`, in place."""
     top, left, side = window
     scale_y, scale_x = picture.shape[0] / full[0], picture.shape[1] / full[1]
     corner = round(left * scale_x), round(top * scale_y)
     other = round((left + side) * scale_x) - 1, round((top + side) * scale_y) - 1
-    cv2.rectangle(picture, corner, other, _INK, 2)
+    cv2.rectangle(picture, corner, other, color, 2)
 
 
 def lay_out(tiles: list[np.ndarray], titles: list[str], legend: list[tuple]) -> np.ndarray:
