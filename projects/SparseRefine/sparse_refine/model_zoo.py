@@ -96,20 +96,18 @@ def find(config_file: str) -> str | None:
 
 def with_base_weights(cfg: CfgNode) -> CfgNode:
     """The config with BASE.WEIGHTS found: a path into projects/SparseRefine/weights, which holds
-    only from the repository's root, becomes one into the zoo where there is no such file.
+    only from the repository's root, becomes one into the zoo.
 
     Raises:
-        FileNotFoundError: the zoo has none either.
+        FileNotFoundError: the zoo has no such file.
     """
     node = cfg.MODEL.SPARSE_REFINE.BASE
-    shipped = _IN_REPOSITORY / "weights"
-    if os.path.isfile(node.WEIGHTS) or shipped not in Path(node.WEIGHTS).parents:
+    if _IN_REPOSITORY / "weights" not in Path(node.WEIGHTS).parents:
         return cfg
     path = _root() / Path(node.WEIGHTS).relative_to(_IN_REPOSITORY)
     if not path.is_file():
         raise FileNotFoundError(
-            f"MODEL.SPARSE_REFINE.BASE.WEIGHTS is {node.WEIGHTS!r}, which is neither there nor at "
-            f"{path}"
+            f"MODEL.SPARSE_REFINE.BASE.WEIGHTS is {node.WEIGHTS!r}, which is not at {path}"
         )
     cfg = cfg.clone()
     cfg.defrost()
