@@ -16,6 +16,7 @@ from .coarse import CoarsePass
 from .coarse_cache import CoarseCache
 from .ensembler import ENSEMBLER_REGISTRY
 from .extractor import EXTRACTOR_REGISTRY
+from .modeling.token_merging import apply_configured
 from .selector import SELECTOR_REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def build_base(cfg) -> nn.Module:
     base = build(own)
     if node.WEIGHTS:
         load_base_weights(base, node.WEIGHTS, node.WEIGHTS_PREFIX, cfg.MODEL.ALLOW_PICKLE)
-    return base
+    return apply_configured(base, cfg)
 
 
 def base_has_weights(cfg) -> bool:

@@ -117,6 +117,19 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 
     # ---- any dense model -----------------------------------------------------------------------
+    # ---- token merging, SegFormer++ (modeling/token_merging/) ------------------------------------
+    # In the attention of SegFormer, PVT, ViT, DeiT and DPT of transformers and of MixTransformer,
+    # in the dense model or in the base. Any checkpoint serves, and training needs nothing more.
+    cfg.MODEL.TOKEN_MERGING = CN()
+    # "" merges nothing. The paper's, the most exact first: "hq", "fast", "2x2". "hq_near" and
+    # "fast_near" compare a token with the destinations of the 3 x 3 cells around it alone.
+    cfg.MODEL.TOKEN_MERGING.PRESET = ""
+    # In its place, an entry for each stage: {query: MERGE, key_value: MERGE}, one of them, both or
+    # {}. MERGE is {cell: [rows, columns], rate: share of the tokens that are merged, 0..1, reach:
+    # cells to compare with on each side}; without a reach all of the map, without a rate the mean
+    # of each cell.
+    cfg.MODEL.TOKEN_MERGING.STAGES = []
+
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
