@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 FUNCTION = "add_sparse_refine_config"
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
 BANNER = re.compile(r"-{4,} (.+?) -{4,}")
-SOURCE_FILE = re.compile(r"\((modeling/\w*(?:\.py)?)\)")
+SOURCE_FILE = re.compile(r"\((modeling/[\w/]*(?:\.py)?)\)")
 
 
 @dataclass
@@ -68,14 +68,14 @@ def read_declarations(source: str) -> list[Section]:
     for statement in body[1:]:
         above = [comments[i] for i in range(previous_end + 1, statement.lineno) if i in comments]
         previous_end = statement.end_lineno
-        banner = next((i for i, text in enumerate(above) if BANNER.fullmatch(text)), None)
-        if banner is not None:
-            sections.append(Section(BANNER.fullmatch(above[banner])[1], 2))
-            above = above[banner + 1 :]
-        if not isinstance(statement, ast.Assign) or not sections:
+        banners = [i for i, text in enumerate(above) if BANNER.fullmatch(text)]
+        if banners:
+            sections.append(Section(BANNER.fullmatch(above[banners[-1]])[1], 2))
+            above = above[banners[-1] + 1 :]
+        if not isinstance(statement, ast.Assign) or not sections or len(banners) > 1:
             raise ValueError(
-                f"{CONFIG.name}, line {statement.lineno}: a key below a banner (# ---- title ----) "
-                "is needed here"
+                f"{CONFIG.name}, line {statement.lineno}: a key, below one banner "
+                "(# ---- title ----), is needed here"
             )
         text = " ".join(above)
         for target in statement.targets:

@@ -11,6 +11,7 @@ end. PAGE is a part of a page's name; without any, all pages are checked.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -58,6 +59,7 @@ def main() -> None:
         sys.exit(f"no page has a name with {' or '.join(args.pages)}")
     faults = look_up(pages)
     print(f"{len(pages)} pages, {sum(len(page.links()) for page in pages)} links", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends too
     counts, reasons = Counter(), []
     with tempfile.TemporaryDirectory(prefix="docs_check_") as temporary:
         for page in pages:
