@@ -34,6 +34,21 @@ def whole(height, width):
     return View(0, 0, height, width, (height, width))
 
 
+def test_temperature_divides_logits_and_keeps_labels():
+    scores = torch.tensor([[2.0, -1.0], [1.0, 3.0], [0.0, 0.5]]).view(3, 1, 2)
+    item = {"image": torch.zeros(3, 2, 4)}
+    for score_type in ("logits", "scores"):
+        found = {}
+        for temperature in (1.0, 2.5):
+            base = Recorder(scores.clamp(min=0) if score_type == "scores" else scores)
+            options = {"score_type": score_type, "temperature": temperature}
+            (output,) = coarse_pass(base, **options)([item])
+            found[temperature] = output["sem_seg"]
+        torch.testing.assert_close(found[2.5], found[1.0] / 2.5)
+        assert torch.equal(argmax_labels(found[2.5]), argmax_labels(found[1.0]))
+        assert (entropy(found[2.5]) > entropy(found[1.0])).all()  # less sure of itself
+
+
 # ---- sizes and resampling ------------------------------------------------------------------------
 
 

@@ -182,3 +182,17 @@ def test_what_the_base_sees_is_part_of_the_key(make_cfg, tmp_path, item, key, va
         model([{**item, "sem_seg": torch.zeros(5, 5, dtype=torch.int64)}])
         seen.append(len(model.coarse.base.calls))
     assert seen == [1, 0, 1]
+
+
+def test_temperature_is_no_part_of_the_key(make_cfg, tmp_path, item):
+    """Logits are divided when they are read: a new temperature needs no new pass, and is applied."""
+    options = ("MODEL.SPARSE_REFINE.COARSE_CACHE", str(tmp_path / "cache"))
+    seen, logits = [], []
+    for temperature in (1.0, 4.0):
+        torch.manual_seed(0)
+        cfg = make_cfg(*options, "MODEL.SPARSE_REFINE.BASE.TEMPERATURE", temperature)
+        coarse = SparseRefine(cfg).train().coarse
+        logits.append(logits_of(coarse, item)[0])
+        seen.append(len(coarse.base.calls))
+    assert seen == [1, 0]
+    assert torch.equal(logits[1], logits[0] / 4)

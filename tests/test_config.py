@@ -161,6 +161,8 @@ MODEL_ERRORS = [
     ([METHOD + "BASE.SCALE", -0.5], "BASE.SCALE", "-0.5"),
     ([METHOD + "BASE.SCALE", float("nan")], "BASE.SCALE", "nan"),
     ([METHOD + "BASE.SCORE_TYPE", "softmax"], "BASE.SCORE_TYPE", "'softmax'"),
+    ([METHOD + "BASE.TEMPERATURE", 0.0], "BASE.TEMPERATURE", "0.0"),
+    ([METHOD + "BASE.TEMPERATURE", float("nan")], "BASE.TEMPERATURE", "nan"),
     ([METHOD + "BASE.META_ARCHITECTURE", "SparseRefine"], "BASE.META_ARCHITECTURE", "itself"),
     ([METHOD + "SELECTOR.THRESHOLD", -0.1], "SELECTOR.THRESHOLD", "-0.1"),
     ([METHOD + "SELECTOR.THRESHOLD", float("nan")], "SELECTOR.THRESHOLD", "nan"),

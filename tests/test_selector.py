@@ -164,6 +164,19 @@ def test_thresholds_of_the_release(threshold, share):
     assert sites.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
 
 
+def test_a_threshold_that_nothing_reaches_says_so(make_cfg, caplog):
+    """Three classes: the entropy is at most ln 3 = 1.0986."""
+
+    def build(threshold, name="EntropySelector"):
+        caplog.clear()
+        cfg = make_cfg("MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD", threshold)
+        SELECTOR_REGISTRY.get(name)(cfg)
+        return caplog.text
+
+    assert "SELECTOR.THRESHOLD is 1.1 nats" in build(1.1) and "ln 3 = 1.099" in caplog.text
+    assert not build(1.09) and not build(1.0, "MarginSelector")
+
+
 def test_thresholds_are_strict():
     even = torch.zeros(2, 1, 2)
     assert len(EntropySelector(threshold=entropy(even)[0, 0].item())(even, whole(1, 2))) == 0

@@ -37,6 +37,7 @@ def build_parts(cfg) -> dict:
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             scale=node.BASE.SCALE,
             score_type=base_score_type(base, node.BASE.SCORE_TYPE),
+            temperature=node.BASE.TEMPERATURE,
             interpolation=node.COARSE_INTERPOLATION,
             cache=_build_cache(cfg),
         ),
@@ -179,7 +180,8 @@ def _build_cache(cfg) -> CoarseCache | None:
     node = cfg.MODEL.SPARSE_REFINE
     if not node.COARSE_CACHE:
         return None
-    # what the base's logits depend on besides the image and the weights: all that shapes the base
+    # what the base's logits depend on besides the image and the weights: all that shapes the base,
+    # but BASE.TEMPERATURE, which divides them when they are read
     model = cfg.MODEL.clone()
     model.defrost()
     model.WEIGHTS = model.DEVICE = ""

@@ -74,6 +74,8 @@ class CoarsePass(nn.Module):
         num_classes: K.
         scale: low over full resolution, 0 < scale <= 1.
         score_type: what `sem_seg` holds, see `to_logits`.
+        temperature: > 0, what logits are divided by (Guo et al. 2017, arXiv 1706.04599): above 1 a
+            base that is too sure of itself gets less so. Labels stay as they are.
         interpolation: "nearest" or "bilinear", how logits are read at full resolution.
         cache: keeps logits of training images on disk, or None.
     """
@@ -85,6 +87,7 @@ class CoarsePass(nn.Module):
         num_classes: int,
         scale: float,
         score_type: str = "logits",
+        temperature: float = 1.0,
         interpolation: str = "nearest",
         cache: CoarseCache | None = None,
     ):
@@ -95,6 +98,10 @@ class CoarsePass(nn.Module):
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.BASE.SCORE_TYPE is {score_type!r}: one of {SCORE_TYPES}"
             )
+        if not 0 < temperature < float("inf"):
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.BASE.TEMPERATURE is {temperature}: it must be above 0"
+            )
         if interpolation not in ("nearest", "bilinear"):
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.COARSE_INTERPOLATION is {interpolation!r}: "
@@ -104,6 +111,7 @@ class CoarsePass(nn.Module):
         self.num_classes = num_classes
         self.scale = scale
         self.score_type = score_type
+        self.temperature = temperature
         self.interpolation = interpolation
         self.cache = cache
 
@@ -135,6 +143,8 @@ class CoarsePass(nn.Module):
                     name, logits = batched_inputs[i]["file_name"], outputs[i]["sem_seg"]
                     outputs[i]["sem_seg"] = self.cache.store(name, logits)
         for item, output in zip(batched_inputs, outputs):
+            if self.temperature != 1:  # here: what the cache keeps does not depend on it
+                output["sem_seg"] = output["sem_seg"] / self.temperature
             if item.get("context_flip", False):  # cached logits know no augmentation
                 output["sem_seg"] = output["sem_seg"].flip(-1)
         return outputs

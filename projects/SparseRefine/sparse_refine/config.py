@@ -116,7 +116,6 @@ def add_sparse_refine_config(cfg: CN) -> None:
     cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
     cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 
-    # ---- any dense model -----------------------------------------------------------------------
     # ---- token merging, SegFormer++ (modeling/token_merging/) ------------------------------------
     # In the attention of SegFormer, PVT, ViT, DeiT and DPT of transformers and of MixTransformer,
     # in the dense model or in the base. Any checkpoint serves, and training needs nothing more.
@@ -130,6 +129,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # of each cell.
     cfg.MODEL.TOKEN_MERGING.STAGES = []
 
+    # ---- any dense model -----------------------------------------------------------------------
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
@@ -159,6 +159,10 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # What its sem_seg holds: "logits"; "probabilities"; or "scores", non-negative numbers that need
     # not sum to 1 (Mask2Former).
     node.BASE.SCORE_TYPE = "logits"
+    # Its logits are divided by it, > 0: above 1 for a base that is surer than it is right. Labels
+    # stay, entropies change, and with them what a threshold means; a budget hardly notices. The
+    # refiner reads the coarse probabilities: train it with the value. tools/calibrate.py fits it.
+    node.BASE.TEMPERATURE = 1.0
 
     # Which pixels are refined.
     node.SELECTOR = CN()

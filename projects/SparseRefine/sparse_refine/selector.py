@@ -7,6 +7,8 @@ quarter of the work or less, and turns the scores into full-resolution sites.
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -15,6 +17,8 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from .coarse import View, nearest_index
+
+logger = logging.getLogger(__name__)
 
 SELECTOR_REGISTRY = Registry("SPARSE_REFINE_SELECTOR")
 SELECTOR_REGISTRY.__doc__ = """
@@ -78,7 +82,15 @@ class EntropySelector(Selector):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        return {"threshold": cfg.MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD}
+        threshold = cfg.MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD
+        classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if classes > 0 and threshold >= math.log(classes):
+            logger.warning(
+                f"MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD is {threshold:g} nats, but the entropy of "
+                f"{classes} classes is at most ln {classes} = {math.log(classes):.3f}: no pixel will "
+                "be refined. tools/calibrate.py finds a threshold"
+            )
+        return {"threshold": threshold}
 
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
         return expand_mask(entropy(logits) > self.threshold, view)
