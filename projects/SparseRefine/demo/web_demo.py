@@ -12,8 +12,12 @@ was uploaded when it ends.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import warnings
 from pathlib import Path
+
+NAME = Path(__file__).name
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -45,14 +49,28 @@ def main(arguments: list[str] | None = None) -> None:
     if args.weights and not args.config_file:
         parser.error("--weights belong to --config-file; the zoo's models have theirs")
 
-    from web_app.server import MISSING, listen, private_folder, serve
+    # of Detectron2's layers, and nothing that whoever starts this could change
+    warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
+    # as an exception a signal lets the folder below go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from web_app.server import application, listen, private_folder, serve
 
+    try:
+        listener = listen(args.host, args.port)
+    except OSError as error:
+        sys.exit(f"{NAME}: {error}")
+    print("Loading, which takes some seconds ...", flush=True)
     with private_folder() as folder:
         try:
-            from web_app import page
+            import gradio  # noqa: F401
         except ImportError as error:
-            sys.exit(MISSING.format(error=error))
+            sys.exit(
+                f"{NAME}: {error}. `make web` installs gradio; in an environment of your own, with "
+                "Python 3.10 or newer, `pip install -e '.[web]'` does"
+            )
         from detectron2.data import DatasetCatalog
+        from PIL import Image
+        from web_app import page
         from web_app.runner import Runner, load_predictors
         from web_app.uploads import Limits
 
@@ -64,18 +82,18 @@ def main(arguments: list[str] | None = None) -> None:
             refined_pixels=round(args.max_refined_megapixels * 1e6),
         )
         try:
-            listener = listen(args.host, args.port)
             predictors = load_predictors(args.model, args.config_file, args.weights, args.opts)
         except (ValueError, OSError, KeyError) as error:
-            sys.exit(f"{Path(__file__).name}: {error}")
+            sys.exit(f"{NAME}: {error}")
         keep_freed_memory()
+        Image.MAX_IMAGE_PIXELS = limits.pixels  # Pillow's own limit must not lie below this one
         records = (
             DatasetCatalog.get("synthetic_field_val")[: args.examples] if args.examples else []
         )
         examples = [record["file_name"] for record in records]
-        style = (Path(page.__file__).parent / "style.css").read_text()
         blocks = page.build(Runner(predictors, limits), examples)
-        serve(blocks, listener, folder, limits.bytes, style)
+        host = listener.getsockname()[0]
+        serve(application(blocks, folder, limits.bytes, host), listener)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 GET = {
     "/",
@@ -59,7 +60,7 @@ class Gate:
         folder: the only place of files.
         max_bytes: of an uploaded file.
         hosts: names that a browser may know this server by; None: any. On the loopback address they
-            stop a foreign page whose name was made to point there.
+            stop foreign pages, whose name was made to point there or which send forms to it.
     """
 
     def __init__(self, app, folder: Path, max_bytes: int, hosts: set[str] | None):
@@ -75,38 +76,55 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        started = False
+        started, too_much = False, None
 
         async def answer(message):
             nonlocal started
+            if too_much is not None and not started:
+                return  # the app's own answer to an upload that was broken off
             if message["type"] == "http.response.start":
                 started = True
                 fixed = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *fixed]}
             await send(message)
 
+        async def counted():
+            nonlocal seen, too_much
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                too_much = Refused(413, self._too_large(scope["path"]))
+                raise too_much
+            return message
+
+        seen, limit = 0, self._limit(scope["path"])
         try:
             self._check(scope)
-            limit = SMALL_BODY
-            if scope["path"] == UPLOAD:
-                limit = self.max_bytes + FORM
-            receive = _counted(receive, limit)
+            source = counted
             if scope["path"] == JOIN:
-                body = await _whole_body(receive)
+                body = await _whole_body(counted)
                 self._check_paths(body)
-                receive = _replayed(body, receive)
-            await self.app(scope, receive, answer)
+                source = _replayed(body, receive)
+            await self.app(scope, source, answer)
         except Refused as error:
             if started:
                 raise
+            too_much = None
             await _refuse(answer, error)
+
+    def _limit(self, path: str) -> int:
+        return self.max_bytes + FORM if path == UPLOAD else SMALL_BODY
 
     def _check(self, scope) -> None:
         method, path = scope["method"], scope["path"]
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        if self.hosts is not None and host not in self.hosts:
-            raise Refused(421, f"this server is not known as {host!r}")
+        host = _host("//" + headers.get(b"host", b"").decode("latin-1"))
+        if self.hosts is not None:
+            if host not in self.hosts:
+                raise Refused(421, f"this server is not known as {host!r}")
+            origin = headers.get(b"origin")  # which scripts of the page send, and no other program
+            if origin is not None and _host(origin.decode("latin-1")) not in self.hosts:
+                raise Refused(403, "another site's page asks")
         if method in ("GET", "HEAD"):
             if path.startswith(FILE):
                 self._check_file(path[len(FILE) :], 403)
@@ -115,8 +133,7 @@ class Gate:
         elif method != "POST" or path not in POST:
             raise Refused(404, "there is no such page")
         declared = headers.get(b"content-length", b"0")
-        limit = self.max_bytes + FORM if path == UPLOAD else SMALL_BODY
-        if not declared.isdigit() or int(declared) > limit:
+        if not declared.isdigit() or int(declared) > self._limit(path):
             raise Refused(413, self._too_large(path))
         if path == UPLOAD and self._held() > KEPT_UPLOADS * self.max_bytes:
             raise Refused(507, "the server holds as many uploads as it can; try again later")
@@ -148,6 +165,13 @@ class Gate:
             raise Refused(status, "there is no such file among those of this server")
 
 
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
+
+
 def _objects(content) -> Iterator[dict]:
     waiting = [content]
     while waiting:
@@ -157,21 +181,6 @@ def _objects(content) -> Iterator[dict]:
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item
-
-
-def _counted(receive, limit: int):
-    """`receive` that raises where more than `limit` bytes come, whatever the header said."""
-    seen = 0
-
-    async def counted():
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise Refused(413, f"more than {limit} bytes were sent")
-        return message
-
-    return counted
 
 
 async def _whole_body(receive) -> bytes:

@@ -90,8 +90,8 @@ def refine(
     """
     if path is None:
         return tuple(gr.skip() for _ in range(7))
-    fraction = None if by_itself else min(max(float(percent), 0), MOST) / 100
     try:
+        fraction = None if by_itself else min(max(float(percent), 0), MOST) / 100
         result = runner.run(path, name, fraction)
         pictures = views.draw(result, min(max(float(opacity), 0), 100) / 100)
     except UploadError as error:

@@ -7,17 +7,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-MISSING = (
-    "the web demo needs gradio, {error}: pip install -e '.[web]' "
-    "(from requirements/web.txt with `make web`); it needs Python 3.10 or newer"
-)
+STYLE = Path(__file__).with_name("style.css")
 
 
 @contextlib.contextmanager
@@ -48,15 +43,14 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(page, listener: socket.socket, folder: Path, max_bytes: int, style: str) -> None:
-    """Serve until SIGINT or SIGTERM.
+def application(page, folder: Path, max_bytes: int, host: str):
+    """The page behind its gate, an ASGI application.
 
     Args:
-        page: gradio's Blocks. listener: of `listen`. folder: of `private_folder`.
-        max_bytes: of an upload. style: CSS of the page.
+        page: gradio's Blocks. folder: of `private_folder`.
+        max_bytes: of an upload. host: the address that it will be served at.
     """
     import gradio as gr
-    import uvicorn
     from fastapi import FastAPI
 
     from .gate import Gate
@@ -75,29 +69,31 @@ def serve(page, listener: socket.socket, folder: Path, max_bytes: int, style: st
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        allowed_paths=[],
-        blocked_paths=[],
         theme=_theme(gr),
-        css=style,
+        css=STYLE.read_text(),
     )
     # A mounted page is never launched, and gradio checks the paths of inputs in launched ones only.
     page.has_launched = True
-    host, port = listener.getsockname()[:2]
-    gate = Gate(app, folder, max_bytes, _names(host))
+    return Gate(app, folder, max_bytes, _names(host))
+
+
+def serve(app, listener: socket.socket) -> None:
+    """Serve `application` until SIGINT or SIGTERM."""
+    import uvicorn
+
     config = uvicorn.Config(
-        gate,
+        app,
         log_level="warning",
         proxy_headers=False,
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=1,  # browsers hold a connection open for as long as they look
     )
+    host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     if _names(host) is None:
         print("There is no password: whoever reaches this address can use it.", flush=True)
-    # uvicorn raises the signal again when it is done: as an exception it lets the folder go
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -105,7 +101,7 @@ def serve(page, listener: socket.socket, folder: Path, max_bytes: int, style: st
 def _names(host: str) -> set[str] | None:
     """Names of a loopback address; None for one that others reach, by names not known here."""
     if ipaddress.ip_address(host).is_loopback:
-        return {"localhost", "127.0.0.1", "[::1]", host}
+        return {"localhost", "127.0.0.1", "::1", host}
     return None
 
 

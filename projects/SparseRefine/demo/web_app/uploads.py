@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sparse_refine.data import read_image
 from sparse_refine.data.reading import read_size
@@ -53,7 +53,7 @@ def read_upload(path: str, limits: Limits) -> tuple[np.ndarray, str]:
         UploadError: anything else; says what the file is and what is taken, without its folder.
     """
     name = display_name(path)
-    with _explained(path, name):
+    with _explained(path, name, limits):
         _check_file(path, name, limits)
         height, width = read_size(path)
         if height * width > limits.pixels:
@@ -104,7 +104,7 @@ def _note(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: str, name: str):
+def _explained(path: str, name: str, limits: Limits):
     """Turns what reading raises into an UploadError that does not tell where the file lies."""
     try:
         yield
@@ -116,10 +116,15 @@ def _explained(path: str, name: str):
         cause = error.__cause__
         if isinstance(cause, Image.DecompressionBombError):
             raise UploadError(
-                f"{name} says that it has more pixels than any image taken here. Nothing of it "
-                "was decoded."
+                f"{name} says that it has more than {limits.pixels / 1e6:g} megapixels, the most "
+                "that are taken. Nothing of it was decoded."
             ) from error
-        reason = str(cause or error).replace(str(path), name)
-        raise UploadError(f"{name} cannot be read, it is damaged or cut short: {reason}") from error
+        if isinstance(error, ValueError) and str(error).startswith(path):  # of read_image itself
+            raise UploadError(str(error).replace(path, name)) from error
+        reason = cause or error
+        if isinstance(reason, UnidentifiedImageError):  # its message is an object's address
+            reason = "its header makes no sense"
+        text = f"{name} cannot be read, it is damaged or cut short: {reason}"
+        raise UploadError(text.replace(path, name)) from error
     except MemoryError as error:
         raise UploadError(f"{name} needs more memory than there is.") from error
