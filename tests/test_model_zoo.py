@@ -39,7 +39,7 @@ def test_every_model_loads_from_any_working_directory(tmp_path, monkeypatch):
         assert Path(model_zoo.get_config_file(name)).is_file()
         assert Path(model_zoo.get_weights(name)).is_file()
         cfg = model_zoo.get_config(f"{name}.yaml")
-        assert cfg.MODEL.WEIGHTS == model_zoo.get_weights(name)
+        assert model_zoo.get_weights(name) == cfg.MODEL.WEIGHTS
         base = cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
         assert Path(base).is_file() or cfg.MODEL.META_ARCHITECTURE != "SparseRefine"
 
@@ -89,7 +89,7 @@ def test_weights_that_come_later_are_found(own_zoo):
     weights.touch()
     assert "synthetic_field/sparse_refine" in model_zoo.names()
     cfg = model_zoo.get_config("synthetic_field/sparse_refine")
-    assert cfg.MODEL.WEIGHTS == str(weights)
+    assert str(weights) == cfg.MODEL.WEIGHTS
     low = own_zoo / "weights" / "synthetic_field" / "dense_low.safetensors"
     assert str(low) == cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS
 
@@ -114,4 +114,4 @@ def test_a_yaml_of_the_zoo_brings_its_weights(tmp_path, monkeypatch):
     assert model_zoo.find(path) == "synthetic_field/dense_low"
     assert model_zoo.find(str(PROJECT / "configs" / "Base-SparseRefine.yaml")) is None
     predictor = SparseRefinePredictor(os.path.relpath(path), device="cpu")
-    assert predictor.cfg.MODEL.WEIGHTS == model_zoo.get_weights("synthetic_field/dense_low")
+    assert model_zoo.get_weights("synthetic_field/dense_low") == predictor.cfg.MODEL.WEIGHTS

@@ -49,7 +49,7 @@ def refinement_of(height: int, width: int) -> Refinement:
 def test_colors_differ():
     for count in (1, 3, 19, 150, 300):
         colors = np.array(distinct_colors(count))
-        assert colors.shape == (count, 3) and 0 <= colors.min() and colors.max() <= 255
+        assert colors.shape == (count, 3) and colors.min() >= 0 and colors.max() <= 255
         assert len(np.unique(colors, axis=0)) == count
     first = np.array(distinct_colors(8)).astype(int)
     distances = np.abs(first[:, None] - first[None]).sum(2)

@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_arguments(parser, args)
     # of Detectron2's layers, at import: nothing that a user could change
     warnings.filterwarnings("ignore", r".*torch\.jit\.script.* is deprecated", FutureWarning)
+    import yaml
     from PIL import Image
     from predicting.inputs import assign_names, find_inputs
     from predicting.journal import Journal, check_targets
@@ -119,8 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
             names = assign_names(inputs, journal.names())
             jobs = plan(names, folder, kinds(args), f".{args.format}")
             check_targets(jobs, journal, args.overwrite)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        parser.error(error.args[0] if isinstance(error, KeyError) else str(error))
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
+        parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
+    except (yaml.YAMLError, AssertionError) as error:  # yacs asserts that keys exist
+        parser.error(f"config: {error}")
     on_frame = show if args.display else None
     if args.webcam is not None:
         return record_camera(args, folder, predictor, on_frame)

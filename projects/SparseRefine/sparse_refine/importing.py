@@ -65,8 +65,14 @@ def import_projects(cfg: CfgNode, projects: list[str]) -> None:
 
 def named_projects(path: str, opts: list[str] | tuple[str, ...] = ()) -> list[str]:
     """PROJECTS of the yaml at `path` with the KEY VALUE pairs `opts`, read before any key is
-    declared."""
+    declared.
+
+    Raises:
+        ValueError: the file holds no keys and values.
+    """
     content = CfgNode.load_yaml_with_base(str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys and values of a config")
     cfg = CfgNode({"PROJECTS": content.get("PROJECTS", [])})
     for key, value in zip(opts[0::2], opts[1::2]):
         if key == "PROJECTS":
