@@ -28,9 +28,13 @@ OPAQUE = 0.6  # class colours over the image
 
 @dataclass
 class View:
-    """One image's maps, all (H,W), and pictures (H,W,3) uint8 RGB by title. `masks` are pixels that
-    must not vanish when a picture is made small. `mended`, `spoiled`: corners of the windows with
-    the most of either, None where there is none or all is in one tile."""
+    """One image as it is shown.
+
+    `pictures`: (H,W,3) uint8 RGB by title. `masks`: (H,W) bool, pixels that must not vanish when
+    the picture of that title is made small. `counts`: pixels. `legend`: (class name, colour).
+    `windows`: top left corner of the TILE x TILE pixels with the most "mended" and "spoiled" ones,
+    where there are any and the image is larger than a tile.
+    """
 
     pictures: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]

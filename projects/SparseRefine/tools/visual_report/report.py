@@ -92,16 +92,7 @@ def write_report(
     plots.budgets(folder / "plots" / "budgets.png", measured)
     helped = [draw_card(folder, image, show(image), "mended") for image in chosen.helped]
     hurt = [draw_card(folder, image, show(image), "spoiled") for image in chosen.hurt]
-    pages = {card.result.position: card.page for card in (*helped, *hurt)}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = display_name
-    html = environment.get_template("report.html").render(
+    html = render(
         about=about,
         r=measured.results,
         measured=measured,
@@ -111,13 +102,26 @@ def write_report(
         hurt_any=chosen.hurt_any,
         rank=RANKS[rank_by],
         images=sorted(measured.images, key=lambda image: -_or_least(image.rank(rank_by))),
-        pages=pages,
+        pages={card.result.position: card.page for card in (*helped, *hurt)},
         left_out=left_out,
         colors={name: "rgb" + str(color) for name, color in pictures.VERDICTS},
         max_entropy=math.log(len(about.class_names)),
     )
     write_text(folder / "index.html", html)
     write_text(folder / MARK, json.dumps(numbers(about, measured, rank_by), indent=1) + "\n")
+
+
+def render(**values) -> str:
+    """The page; whatever is put into it is escaped, and a value that is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["name"] = display_name
+    return environment.get_template("report.html").render(values)
 
 
 def draw_card(folder: Path, image: ImageResult, shown: pictures.View, kind: str) -> Card:

@@ -21,8 +21,9 @@ from ..reading import (
 from .findings import Finding
 
 MOST_VALUES = 1000  # of a label map that are kept: a depth map has as many as it has pixels
-# Labels drawn on the unturned image: there edges of labels lie on edges of the image. Of 622 street
-# scenes none reached 1.05 where nothing was wrong, of 31 turned photographs of fields all 1.5.
+# Edges of labels lie on edges of the image, the stored one's where labels were drawn on that. How
+# much better they fit it: at most 1.04 on 701 street scenes whose labels are right, at least 1.4 on
+# 36 photographs of fields with labels turned by 180 degrees.
 TURNED_RATIO = 1.3
 EDGE_SIDE = 1000  # pixels of the longer side at which edges are compared
 
@@ -149,9 +150,10 @@ def _check_turn(pair: CheckedPair, image: np.ndarray, labels: np.ndarray) -> Non
     edges = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     if not edges.any():
         return
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-    grey = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1)
-    gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small.astype(np.float32), (0, 0), 1)
+    gradient = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
+    gradient = gradient.max(2)  # of the channels: leaf and soil can be equally bright
     upright, before = gradient[edges].mean(), gradient[edges[stored]].mean()
     if before > TURNED_RATIO * upright:
         message = (
