@@ -164,7 +164,7 @@ def _settings(runner: Runner) -> tuple:
 
 
 def _answers() -> list:
-    output = {"interactive": False, "buttons": ["fullscreen"]}
+    output = {"interactive": False, "buttons": ["fullscreen"], "min_width": 280}
     message = gr.HTML(
         views.message(["Drop an image on the left, or click one of the examples."]),
         elem_id="message",
@@ -194,7 +194,8 @@ def _answers() -> list:
         selected = gr.Image(
             label="Pixels looked at again", format="jpeg", elem_id="selected", **output
         )
-        numbers = gr.HTML(elem_id="numbers")
+        with gr.Column(min_width=280):
+            numbers = gr.HTML(elem_id="numbers")
     return [message, whole, close, entropy, selected, numbers]
 
 

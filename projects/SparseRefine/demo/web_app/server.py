@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STYLE = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("keys.js")
 
 
 @contextlib.contextmanager
@@ -71,6 +72,7 @@ def application(page, folder: Path, max_bytes: int, host: str):
         mcp_server=False,
         theme=_theme(gr),
         css=STYLE.read_text(),
+        js=SCRIPT.read_text(),
     )
     # A mounted page is never launched, and gradio checks the paths of inputs in launched ones only.
     page.has_launched = True

@@ -23,8 +23,8 @@ ENLARGED = 2
 MEANING = {
     "resize": "the image to low resolution",
     "base": "the frozen model on it",
-    "select": "entropy, and the pixels to refine",
-    "extract": "the sparse network on those pixels",
+    "select": "entropy and the choice of pixels",
+    "extract": "the sparse network on those",
     "ensemble": "both answers fused",
     "scatter": "label maps made",
 }
@@ -93,16 +93,14 @@ def figures(result: Result) -> str:
     changed = int((result.coarse != result.labels).sum())
     total = sum(result.seconds.values())
     cards = [
-        (f"{result.megapixels:.2f}", "megapixels", f"{width} x {height}"),
+        (f"{result.megapixels:.2f} Mpx", "image", f"{width} x {height}"),
+        (f"{selected / 1e6:.2f} Mpx", "refined", f"{100 * selected / result.labels.size:.1f} %"),
         (
-            f"{selected / 1e6:.2f}",
-            "megapixels refined",
-            f"{100 * selected / result.labels.size:.1f} %",
+            f"{changed / 1e6:.3f} Mpx",
+            "changed",
+            f"{100 * changed / max(selected, 1):.1f} % of the refined",
         ),
-        (f"{changed / 1e6:.3f}", "megapixels changed", f"{100 * changed / selected:.1f} % of those")
-        if selected
-        else ("0", "megapixels changed", ""),
-        (f"{total:.2f}", "seconds", f"{result.megapixels / total:.1f} megapixels a second"),
+        (f"{total:.2f} s", "forward pass", f"{result.megapixels / total:.1f} Mpx a second"),
     ]
     html = "".join(
         f"<div><b>{value}</b><span>{what}</span><small>{more}</small></div>"
@@ -113,9 +111,11 @@ def figures(result: Result) -> str:
         f' title="{stage}: {result.seconds[stage]:.3f} s"></i>'
         for stage in STAGES
     )
+    kept = ("resize", "base") if result.coarse_kept else ()
     rows = "".join(
         f'<tr><td><span class="swatch stage-{stage}"></span>{stage}</td>'
-        f"<td>{result.seconds[stage]:.3f} s</td><td>{MEANING[stage]}</td></tr>"
+        f"<td>{result.seconds[stage]:.3f} s</td>"
+        f"<td>{'kept of an earlier run' if stage in kept else MEANING[stage]}</td></tr>"
         for stage in STAGES
     )
     return (
@@ -132,8 +132,6 @@ def remarks(result: Result) -> list[str]:
             "More pixels were asked for than this server refines at once: it took the "
             f"{result.selected.sum() / 1e6:.2f} million most uncertain ones."
         )
-    if result.coarse_kept:
-        found.append("Same image: the coarse pass was kept, only the refiner ran again.")
     return found
 
 
