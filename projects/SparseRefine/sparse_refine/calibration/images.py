@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images that a calibration looks at, with labels or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+from ..data import SegmentationMapper, read_labels, register_image_label_folder
+from ..data.folders import IMAGE_EXTENSIONS, files_by_stem
+from ..evaluation.metrics import fold_ignore
+
+# An image's input of the model, and its truth (H,W) with ignored pixels as K; None without labels.
+Image = tuple[dict, "np.ndarray | None"]
+Source = Callable[[], Iterable[Image]]  # gives all images anew at each call
+
+_NAME = "images_of_calibration"
+
+
+def dicts_of_folder(cfg: CfgNode, images: Path, labels: Path | None) -> list[dict]:
+    """Detectron2's dicts of a folder, without "sem_seg_file_name" where `labels` is None.
+
+    Raises:
+        FileNotFoundError, ValueError: as a registered folder.
+    """
+    if labels is None:
+        files = files_by_stem(_NAME, "image", images, IMAGE_EXTENSIONS, "")
+        return [{"file_name": str(file)} for stem in files.values() for file in stem]
+    register_image_label_folder(
+        _NAME,
+        images,
+        labels,
+        [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
+        cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        labels_from_one=cfg.DATASETS.LABELS_FROM_ONE,
+    )
+    try:
+        return DatasetCatalog.get(_NAME)
+    finally:
+        DatasetCatalog.remove(_NAME)
+        MetadataCatalog.remove(_NAME)
+
+
+class Images:
+    """Images read anew at each pass: a data set need not fit into memory.
+
+    Args:
+        dicts: Detectron2's, of all images. limit: use so many of them, from all over.
+        progress: show a bar for each pass.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, dicts: list[dict], limit: int | None = None, progress: bool = False
+    ):
+        count = min(limit or len(dicts), len(dicts))
+        self.dicts = [dicts[index * len(dicts) // count] for index in range(count)]
+        self._mapper = SegmentationMapper(cfg, is_train=False)
+        self._classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self._ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self._progress = progress
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def source(self, what: str) -> Source:
+        """All images at each call, behind a bar that is called `what`."""
+
+        def images() -> Iterable[Image]:
+            for record in tqdm(self.dicts, desc=what, unit="image", disable=not self._progress):
+                truth = None
+                if "sem_seg_file_name" in record:
+                    labels = read_labels(record["sem_seg_file_name"])
+                    truth = fold_ignore(labels, self._classes, self._ignore)
+                yield self._mapper(record), truth
+
+        return images
