@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,13 @@ def test_every_page_is_within_reach_of_the_readme(tool):
 def test_twenty_messages_are_explained(tool):
     page = tool("documents.pages").Page(ROOT / "README.md")
     assert len(tool("documents.references").quoted_messages(page)) >= 20
+
+
+def test_every_shipped_model_is_named(tool):
+    from sparse_refine import model_zoo
+
+    page = tool("documents.pages").Page(ROOT / "docs" / "usage.md")
+    assert set(model_zoo.names()) <= {span for _, span in page.code_spans()}
 
 
 def test_blocks_have_a_language_that_is_checked(tool):
@@ -261,6 +269,19 @@ def test_blocks_that_fail_are_faults(tool, page, tmp_path, block, match):
     (tmp_path / "work").mkdir()
     with pytest.raises(running.BlockError, match=match):
         running.run_page(page(f"{block}\n"), tmp_path / "work", shell=True)
+
+
+def test_what_runs_on_in_the_background_is_ended(tool, page, tmp_path):
+    (tmp_path / "work").mkdir()
+    text = "```sh\n(sleep 100; touch late) & echo $! > pid\n```\n"
+    tool("documents.running").run_page(page(text), tmp_path / "work", shell=True)
+    pid = int((tmp_path / "work" / "pid").read_text())
+    status = Path(f"/proc/{pid}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().split(")")[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} runs on")
 
 
 def test_blocks_run_in_the_workspace_and_leave_registries_as_they_were(tool, page, tmp_path):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,27 +73,29 @@ def _run(block: Block, folder: Path, shell: bool) -> str:
 
 def run_commands(block: Block, folder: Path) -> str:
     """A shell block, by bash, which stops at the first command that fails. Returns its output."""
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", block.text_to_run()],
-        cwd=folder,
-        env=environment(folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        raise BlockError(f"{block.place}: not done after {LIMIT} s\n{block.text}") from None
-    finally:  # with what it has started in the background
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", block.text_to_run()],
+            cwd=folder,
+            env=environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=said,  # a file: what runs on in the background would hold a pipe open
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise BlockError(f"{block.place}: not done after {LIMIT} s\n{block.text}") from None
+        finally:  # with what it has started in the background
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        output = said.read()
+    if status != 0:
         raise BlockError(
-            f"{block.place}: exit status {process.returncode}\n{block.text_to_run()}\n"
-            f"{output[-4000:]}"
+            f"{block.place}: exit status {status}\n{block.text_to_run()}\n{output[-4000:]}"
         )
     return output
 
