@@ -55,7 +55,7 @@ def web(tmp_path_factory, make_cfg):
         from web_app.runner import Runner
 
         with server.private_folder() as files:
-            limits = uploads.Limits(round(MEGABYTES * 1e6), round(MEGAPIXELS * 1e6), 10_000)
+            limits = uploads.Limits(round(MEGABYTES * 2**20), round(MEGAPIXELS * 1e6), 10_000)
             runner = Runner(predictors, limits)
             listener = server.listen("127.0.0.1", 0)
             gate = server.application(

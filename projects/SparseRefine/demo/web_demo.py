@@ -31,7 +31,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", help="its checkpoint (default: its MODEL.WEIGHTS)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine's")
     add("--port", type=int, default=7860, help="0: any that is free")
-    add("--max-megabytes", type=float, default=32, help="of an uploaded file")
+    add("--max-megabytes", type=float, default=32, help="of 2**20 bytes, of an uploaded file")
     add("--max-megapixels", type=float, default=24, help="of an uploaded image")
     add("--max-refined-megapixels", type=float, default=4,
         help="at once, whatever the budget: they cost 1 to 3 GB of memory a million")  # fmt: skip
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         from sparse_refine.memory import keep_freed_memory
 
         limits = Limits(
-            bytes=round(args.max_megabytes * 1e6),
+            bytes=round(args.max_megabytes * 2**20),
             pixels=round(args.max_megapixels * 1e6),
             refined_pixels=round(args.max_refined_megapixels * 1e6),
         )

@@ -140,7 +140,7 @@ class Gate:
 
     def _too_large(self, path: str) -> str:
         if path == UPLOAD:
-            return f"the file is too large: at most {self.max_bytes / 1e6:g} MB are taken"
+            return f"the file is too large: at most {self.max_bytes / 2**20:g} MB are taken"
         return f"the request is too large: at most {SMALL_BODY} bytes"
 
     def _held(self) -> int:

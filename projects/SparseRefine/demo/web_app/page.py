@@ -120,7 +120,7 @@ def _sources(runner: Runner, examples: Sequence[str]) -> tuple:
     limits = runner.limits
     drop = gr.File(label="Your image", show_label=False, height=132, elem_id="drop")
     gr.Markdown(
-        f"{FORMATS}; at most {limits.bytes / 1e6:g} MB and {limits.pixels / 1e6:g} megapixels."
+        f"{FORMATS}; at most {limits.bytes / 2**20:g} MB and {limits.pixels / 1e6:g} megapixels."
         + (" Or one of these:" if examples else ""),
         elem_id="limits",
     )

@@ -170,8 +170,9 @@ def load_predictors(
     """
     wanted = dict.fromkeys(names)
     if not names and not config_file:
-        found = (name for name in model_zoo.names() if _refines(model_zoo.get_config(name)))
-        wanted = dict.fromkeys(found)
+        found = [name for name in model_zoo.names() if _refines(model_zoo.get_config(name))]
+        # first what knows the examples
+        wanted = dict.fromkeys(sorted(found, key=lambda name: "synthetic_field" not in name))
     if config_file:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"--config-file {config_file}: no such file")

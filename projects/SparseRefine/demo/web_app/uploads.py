@@ -81,7 +81,7 @@ def _check_file(path: str, name: str, limits: Limits) -> None:
         raise UploadError(f"{name} is empty: 0 bytes.")
     if size > limits.bytes:
         raise UploadError(
-            f"{name} has {size / 1e6:.1f} MB; at most {limits.bytes / 1e6:g} MB are taken."
+            f"{name} has {size / 2**20:.1f} MB; at most {limits.bytes / 2**20:g} MB are taken."
         )
     with open(path, "rb") as file:
         start = file.read(512)

@@ -23,7 +23,7 @@ ENLARGED = 2
 MEANING = {
     "resize": "the image to low resolution",
     "base": "the frozen model on it",
-    "select": "entropy and the choice of pixels",
+    "select": "entropy, choice of pixels",
     "extract": "the sparse network on those",
     "ensemble": "both answers fused",
     "scatter": "label maps made",
