@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from .folded_head import fold_head
 from .hugging_face_loading import is_universal, load_parts
 from .module_segmentor import plain
 from .segmentor import Segmentor
@@ -75,22 +76,25 @@ class HuggingFaceSegmentor(Segmentor):
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.HUGGING_FACE
         dense = cls.__name__ == cfg.MODEL.META_ARCHITECTURE  # trained, or loaded, as a whole
+        parts = load_parts(
+            node.NAME,
+            revision=node.REVISION,
+            pretrained=node.PRETRAINED,
+            config=plain(node.CONFIG),
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            new_head=dense,
+            image_format=cfg.INPUT.FORMAT,
+            image_size=tuple(node.IMAGE_SIZE),
+            size_divisibility=node.SIZE_DIVISIBILITY,
+            class_names=_data_classes(cfg),
+        )
+        if node.FOLD_HEAD:
+            fold_head(parts["model"])
         return {
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            **load_parts(
-                node.NAME,
-                revision=node.REVISION,
-                pretrained=node.PRETRAINED,
-                config=plain(node.CONFIG),
-                num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                new_head=dense,
-                image_format=cfg.INPUT.FORMAT,
-                image_size=tuple(node.IMAGE_SIZE),
-                size_divisibility=node.SIZE_DIVISIBILITY,
-                class_names=_data_classes(cfg),
-            ),
+            **parts,
         }
 
     @classmethod
