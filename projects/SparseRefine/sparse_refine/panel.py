@@ -50,32 +50,35 @@ def refinement_panel(
     selected[y, x] = True
     changed = labels["coarse"] != labels["fused"]
     entropy = refinement.entropy.float().cpu().numpy()
-    pictures = {
-        "image": image,
-        "coarse": overlay(image, labels["coarse"], colors),
-        f"entropy, 0 to {math.log(len(colors)):.2f} nats": entropy_picture(
+    # made one after the other: six pictures of a large image at once are gigabytes
+    makers = {
+        "image": lambda: image,
+        "coarse": lambda: overlay(image, labels["coarse"], colors),
+        f"entropy, 0 to {math.log(len(colors)):.2f} nats": lambda: entropy_picture(
             entropy, selected.shape, len(colors)
         ),
-        f"selected: {100 * selected.mean():.2f} %": selected_picture(image, selected),
-        "refined": overlay(image, labels["fused"], colors),
-        f"changed: {100 * changed.mean():.2f} %": changed_picture(
+        f"selected: {100 * selected.mean():.2f} %": lambda: selected_picture(image, selected),
+        "refined": lambda: overlay(image, labels["fused"], colors),
+        f"changed: {100 * changed.mean():.2f} %": lambda: changed_picture(
             image, labels["coarse"], labels["fused"], colors
         ),
     }
-    masks = {title: changed for title in pictures if title.startswith("changed")}
-    tiles = [fit_tile(picture, tile, masks.get(title)) for title, picture in pictures.items()]
-    titles = list(pictures)
-    if close_up and max(changed.shape) > tile:
+    titles, tiles, details = list(makers), [], []
+    close_up = close_up and max(changed.shape) > tile
+    if close_up:
         top, left = densest_window(changed.astype(np.float32), (tile, tile))
-        window = slice(top, top + tile), slice(left, left + tile)
-        for picture in tiles:
-            draw_window(picture, (top, left, tile), changed.shape)
-        tiles += [np.ascontiguousarray(picture[window]) for picture in pictures.values()]
-        titles += [f"{title.split(':')[0].split(',')[0]}, close up" for title in pictures]
-    shares = np.bincount(labels["fused"].ravel(), minlength=len(colors))
-    order = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index]]
+        titles += [f"{title.split(':')[0].split(',')[0]}, close up" for title in makers]
+    for title, make in makers.items():
+        picture = make()
+        tiles.append(fit_tile(picture, tile, changed if title.startswith("changed") else None))
+        if close_up:
+            details.append(np.ascontiguousarray(picture[top : top + tile, left : left + tile]))
+            draw_window(tiles[-1], (top, left, tile), changed.shape)
+    ids = labels["fused"].astype(np.uint16)
+    counts = cv2.calcHist([ids], [0], None, [len(colors)], [0, len(colors)]).ravel()
+    order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     legend = [(metadata.stuff_classes[index], tuple(colors[index])) for index in order]
-    return lay_out(tiles, titles, legend)
+    return lay_out(tiles + details, titles, legend)
 
 
 def fit_tile(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndarray:
@@ -94,10 +97,11 @@ def fit_tile(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndar
     if keep is None or not keep.any():
         return small
     weight = cv2.resize(keep.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    kept = np.where(keep[..., None], picture, 0).astype(np.float32)
-    kept = cv2.resize(kept, size, interpolation=cv2.INTER_AREA)
     found = weight > 0
-    small[found] = (kept[found] / weight[found][:, None]).clip(0, 255)
+    for channel in range(picture.shape[2]):
+        kept = np.where(keep, picture[..., channel], 0).astype(np.float32)
+        kept = cv2.resize(kept, size, interpolation=cv2.INTER_AREA)
+        small[..., channel][found] = (kept[found] / weight[found]).clip(0, 255)
     return small
 
 
