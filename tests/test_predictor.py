@@ -13,6 +13,7 @@ from PIL import Image
 from sparse_refine.checkpoint import save_weights
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import Trainer, load_model
+from sparse_refine.panel import refinement_panel
 from sparse_refine.predictor import SparseRefinePredictor
 from sparse_refine.selector import BudgetSelector, EntropySelector, entropy
 
@@ -291,3 +292,15 @@ def test_photograph(datasets_root, tmp_path, monkeypatch):
     truth = np.asarray(Image.open(datasets_root / "rgbweed" / "labels" / "IMG_3473.png"))
     right = {key: (output[key].numpy() == truth).mean() for key in ("coarse", "labels")}
     assert 0.95 < right["coarse"] < right["labels"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(make_cfg, weights, image):
+    path = weights()
+    output = SparseRefinePredictor(make_cfg(), path, device="cuda")(image)
+    expected = SparseRefinePredictor(make_cfg(), path)(image)
+    for key in ("sem_seg", "labels", "coarse", "entropy", "selected"):
+        assert output[key].device.type == "cuda", key
+    assert (output["labels"].cpu() == expected["labels"]).float().mean() > 0.99
+    metadata = SparseRefinePredictor(make_cfg(), path).metadata
+    assert refinement_panel(image, output["refinement"], metadata).dtype == np.uint8
