@@ -79,20 +79,21 @@ def draw(
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
         if len(lines) > 1:
             axis.legend(frameon=False)
-    shares = 100 * histogram.shares()
+    shares, limit = 100 * histogram.shares(), 1.05 * max(*selected, 1)
     if chosen.errors_found is not None:
         axes[-1].plot(shares, 100 * histogram.errors_found(), label="most uncertain first")
         axes[-1].plot([0, 100], [0, 100], color="0.6", ls=":", label="at random")
         axes[-1].set_ylabel("coarse errors inside, %")
         axes[-1].legend(frameon=False, loc="lower right")
     else:
-        axes[-1].plot(shares[:-1], histogram.edges[::-1])
+        seen = shares[:-1] <= limit
+        axes[-1].plot(shares[:-1][seen], histogram.edges[::-1][seen])
         axes[-1].set_yscale("log")
         axes[-1].set_ylabel("uncertainty above which they lie")
     for axis in axes:
         axis.axvline(100 * chosen.fraction, color="tab:red", lw=1)
         axis.set_xlabel("selected pixels, %")
-        axis.set_xlim(0, max(*selected, 100 * chosen.fraction, 1) * 1.05)
+        axis.set_xlim(0, limit)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
