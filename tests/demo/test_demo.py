@@ -354,6 +354,10 @@ def test_video(run, model, tmp_path, capsys):
     made = cv2.VideoCapture(str(out / "overlays" / "film.mp4"))
     assert made.get(cv2.CAP_PROP_FRAME_COUNT) == 2
     made.release()
+    assert run(source, "--resume", "--no-labels") == 0  # a part of it is not all of it
+    made = cv2.VideoCapture(str(out / "overlays" / "film.mp4"))
+    assert made.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    made.release()
     assert run(source, "--no-overlays") == 2  # nothing of it would be written
 
 

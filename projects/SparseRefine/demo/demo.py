@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
         inputs = find_inputs(args.inputs, folder, args.recursive)
         predictor = load_predictor(args)
         if args.webcam is None:
-            journal = Journal(folder, settings_digest(predictor, args.budget, args.alpha))
+            settings = settings_digest(predictor, args.budget, args.alpha, args.max_frames)
+            journal = Journal(folder, settings)
             names = assign_names(inputs, journal.names())
             jobs = plan(names, folder, kinds(args), f".{args.format}")
             check_targets(jobs, journal, args.overwrite)
