@@ -228,7 +228,7 @@ def test_program_serves_and_leaves_nothing_behind(tmp_path, open_client):
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("sparse_refine_web_*"))
 
 
 def test_program_says_what_is_wrong_with_its_arguments(tmp_path):

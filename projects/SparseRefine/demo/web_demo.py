@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SparseRefine in the browser: drop an image, choose the budget, swipe between coarse and refined.
 
-    python projects/SparseRefine/demo/web_demo.py [--model rgbweed/sparse_refine ...]
+    python projects/SparseRefine/demo/web_demo.py [--model rgbweed/sparse_refine [--model ...]]
     python projects/SparseRefine/demo/web_demo.py --config-file C --weights W [KEY VALUE ...]
 
 It listens on this machine alone unless --host says otherwise, needs no network, and removes what
@@ -12,6 +12,7 @@ was uploaded when it ends.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -93,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
         examples = [record["file_name"] for record in records]
         blocks = page.build(Runner(predictors, limits), examples)
         host = listener.getsockname()[0]
-        serve(application(blocks, folder, limits.bytes, host), listener)
+        served = serve(application(blocks, folder, limits.bytes, host), listener)
+    sys.stdout.flush()
+    os._exit(0 if served else 1)  # else it would wait, minutes, for a model that is running
 
 
 if __name__ == "__main__":

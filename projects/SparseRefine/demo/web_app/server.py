@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -79,9 +80,18 @@ def application(page, folder: Path, max_bytes: int, host: str):
     return Gate(app, folder, max_bytes, _names(host))
 
 
-def serve(app, listener: socket.socket) -> None:
-    """Serve `application` until SIGINT or SIGTERM."""
+def serve(app, listener: socket.socket) -> bool:
+    """Serve `application` until SIGINT or SIGTERM; whether it came to serving at all.
+
+    A model that is running then goes on in its thread, which ends with the process alone.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets=None):
+            # browsers' open streams are cut off, each with a traceback
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,
@@ -89,15 +99,18 @@ def serve(app, listener: socket.socket) -> None:
         proxy_headers=False,
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=1,  # browsers hold a connection open for as long as they look
+        timeout_graceful_shutdown=1,  # such a stream lasts for as long as somebody looks
     )
+    server = Server(config)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     if _names(host) is None:
         print("There is no password: whoever reaches this address can use it.", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    # uvicorn raises the signal again when it is done
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        server.run(sockets=[listener])
+    return server.started
 
 
 def _names(host: str) -> set[str] | None:
