@@ -19,7 +19,8 @@ from sparse_refine.predictor import SparseRefinePredictor
 from .outputs import Job, overlay_of
 
 CODEC = "mp4v"  # MPEG-4 Part 2: what the wheels of OpenCV encode everywhere
-_FALLBACK_RATE = 25.0  # of files that say none, and of cameras, which say more than they give
+_FALLBACK_RATE = 25.0  # of files that say none
+_CAMERA_RATE = 10  # cameras say more than they give
 
 
 def count_frames(path: Path) -> int:
@@ -118,7 +119,7 @@ def predict_camera(
     """Write the videos of a camera until Ctrl-C, also where `on_frame` raises it, or `max_frames`.
 
     A camera goes on while a frame is worked at, so each picture is repeated for the time that it
-    took: the video lasts as long as what it shows.
+    took, or left out where it took less than a frame's: the video lasts as long as what it shows.
 
     Raises:
         OSError: there is no such camera, or it gives no frames.
@@ -127,13 +128,14 @@ def predict_camera(
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the present, not what has queued up
 
         def write(temporaries: dict[str, str]) -> None:
-            files = {kind: VideoFile(path, _FALLBACK_RATE) for kind, path in temporaries.items()}
+            files = {kind: VideoFile(path, _CAMERA_RATE) for kind, path in temporaries.items()}
             start, written = time.perf_counter(), 0
             try:
                 for frame in _frames(capture, max_frames):
                     made = pictures(frame)
-                    due = round((time.perf_counter() - start) * _FALLBACK_RATE)
-                    repeats = max(1, due - written)
+                    due = max(1, round((time.perf_counter() - start) * _CAMERA_RATE))
+                    # a second at most: where encoding is slow, repeats would call for repeats
+                    repeats = min(due - written, _CAMERA_RATE)
                     written += repeats
                     for kind, file in files.items():
                         for _ in range(repeats):
