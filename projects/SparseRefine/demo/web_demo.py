@@ -36,7 +36,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--max-megapixels", type=float, default=24, help="of an uploaded image")
     add("--max-refined-megapixels", type=float, default=4,
         help="at once, whatever the budget: they cost 1 to 3 GB of memory a million")  # fmt: skip
-    add("--examples", type=int, default=3, help="synthetic images to start from, 0 to 6")
+    add("--examples", type=int, default=3, choices=range(7), metavar="N",
+        help="synthetic images to start from, 0 to 6")  # fmt: skip
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="pairs of the config")
     return parser
 
@@ -82,16 +83,16 @@ def main(arguments: list[str] | None = None) -> None:
             pixels=round(args.max_megapixels * 1e6),
             refined_pixels=round(args.max_refined_megapixels * 1e6),
         )
+        examples = []
         try:
             predictors = load_predictors(args.model, args.config_file, args.weights, args.opts)
+            if args.examples:  # made when first asked for
+                records = DatasetCatalog.get("synthetic_field_val")[: args.examples]
+                examples = [record["file_name"] for record in records]
         except (ValueError, OSError, KeyError) as error:
             sys.exit(f"{NAME}: {error}")
         keep_freed_memory()
         Image.MAX_IMAGE_PIXELS = limits.pixels  # Pillow's own limit must not lie below this one
-        records = (
-            DatasetCatalog.get("synthetic_field_val")[: args.examples] if args.examples else []
-        )
-        examples = [record["file_name"] for record in records]
         blocks = page.build(Runner(predictors, limits), examples)
         host = listener.getsockname()[0]
         served = serve(application(blocks, folder, limits.bytes, host), listener)
