@@ -16,9 +16,10 @@ from detectron2.data import DatasetCatalog
 
 from sparse_refine import SparseRefine
 from sparse_refine.calibration import curve, goals, report
-from sparse_refine.calibration.curve import KINDS, Point
+from sparse_refine.calibration.curve import Point
 from sparse_refine.calibration.histogram import UncertaintyHistogram
 from sparse_refine.calibration.images import Images
+from sparse_refine.calibration.kinds import KINDS
 from sparse_refine.calibration.temperature import PixelSample, fit_temperature
 from sparse_refine.checkpoint import save_weights
 from sparse_refine.coarse import View

@@ -24,8 +24,9 @@ nats it then says how often such pixels are wrong. It does not say how many ther
 rgbweed select 7 and 12 % of the pixels at 0.3 nats, and 10 and 19 % at their temperatures of 1.3
 and 2.5; for a share that does not hang on the base take a budget, or --fraction. A budget hardly
 notices a temperature: of a tenth of the pixels 98 and 93 % stayed the same. Fit it before the
-refiner is trained: refiner and gate read the coarse probabilities, and a refiner that was trained
-at another temperature may lose by the change; the table is measured at the new one.
+refiner is trained: refiner and gate read the coarse probabilities, and what a refiner that was
+trained at another temperature gains or loses by the change, the table shows: it is measured at the
+new one.
 
 Use images that the base was not trained on: on its training images it is surer than elsewhere.
 """
@@ -45,6 +46,7 @@ from sparse_refine import model_zoo
 from sparse_refine.build import base_has_weights
 from sparse_refine.calibration import curve, goals, report
 from sparse_refine.calibration.images import Images, dicts_of_folder
+from sparse_refine.calibration.kinds import KINDS, kind_of, rounded
 from sparse_refine.engine import Trainer, check_datasets, load_config
 from sparse_refine.memory import keep_freed_memory
 from sparse_refine.predictor import SparseRefinePredictor
@@ -76,7 +78,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
     if args.fit_temperature:
         fit = curve.sample_pixels(model, images.source("temperature"), len(images), classes).fit()
-        model.coarse.temperature = curve.rounded(fit.temperature)
+        model.coarse.temperature = rounded(fit.temperature)
         print(
             f"temperature {fit.temperature:.4g}: a label's negative log-likelihood is "
             f"{fit.before:.4f} nats at 1, {fit.after:.4f} at {fit.temperature:.4g}"
@@ -122,15 +124,6 @@ def wanted_fraction(args: argparse.Namespace, points: list[curve.Point]) -> floa
     if args.keep_accuracy is not None:
         return goals.fraction_for_accuracy(points, args.keep_accuracy)
     return args.fraction
-
-
-def kind_of(name: str) -> curve.Kind:
-    if name not in curve.KINDS:
-        raise ValueError(
-            f"MODEL.SPARSE_REFINE.SELECTOR.NAME is {name!r}: one of {', '.join(curve.KINDS)} can "
-            "be calibrated, and --selector puts it in its place"
-        )
-    return curve.KINDS[name]
 
 
 def about(args: argparse.Namespace, model, images: int, chosen: curve.Point) -> list[str]:
@@ -242,7 +235,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--force", action="store_true", help="replace OUTPUT/calibrated.yaml")
     parser.add_argument("--fit-temperature", action="store_true", help="see above")
-    parser.add_argument("--selector", choices=list(curve.KINDS), help="else the config's own")
+    parser.add_argument("--selector", choices=list(KINDS), help="else the config's own")
     parser.add_argument(
         "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F",
         help=f"shares to measure; by default {' '.join(map(str, FRACTIONS))}",

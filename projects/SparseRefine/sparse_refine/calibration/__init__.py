@@ -3,6 +3,7 @@
 
 images.py        the images, with labels or without
 temperature.py   the scalar that makes coarse probabilities mean what they say
+kinds.py         the selectors that can be calibrated
 histogram.py     coarse uncertainty of all images -> the threshold for a share of the pixels
 curve.py         accuracy, seconds and found errors at several settings
 goals.py         a goal and the curve -> the share of the pixels

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,50 +16,11 @@ from ..evaluation.metrics import boundary_band, boundary_counts, confusion_matri
 from ..evaluation.predictions import label_map_of
 from ..evaluation.timing import ForwardTimer
 from ..evaluation.uncertainty import errors_found
-from ..selector import BudgetSelector, EntropySelector, MarginSelector, Selector, entropy, margin
+from ..selector import BudgetSelector, Selector
 from .histogram import UncertaintyHistogram
 from .images import Source
+from .kinds import Kind
 from .temperature import PixelSample
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A selector that can be calibrated: its key, its score of coarse logits (K,...), higher is
-    refined first, the highest score for K classes, and score threshold <-> value of the key."""
-
-    selector: type[Selector]
-    key: str
-    score: Callable[[torch.Tensor], torch.Tensor]
-    highest: Callable[[int], float]
-    to_setting: Callable[[UncertaintyHistogram, float], float]
-
-    def build(self, setting: float) -> Selector:
-        return self.selector(**{self.key.lower(): setting})
-
-
-KINDS = {
-    "EntropySelector": Kind(
-        EntropySelector,
-        "THRESHOLD",
-        entropy,
-        math.log,
-        lambda histogram, fraction: rounded(histogram.threshold(fraction)),
-    ),
-    "MarginSelector": Kind(
-        MarginSelector,
-        "THRESHOLD",
-        lambda logits: 1 - margin(logits),
-        lambda classes: 1.0,
-        lambda histogram, fraction: rounded(1 - histogram.threshold(fraction)),
-    ),
-    "BudgetSelector": Kind(
-        BudgetSelector,
-        "FRACTION",
-        entropy,
-        math.log,
-        lambda histogram, fraction: rounded(fraction),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -79,11 +39,6 @@ class Point:
     miou: float | None = None
     boundary_iou: float | None = None
     errors_found: float | None = None
-
-
-def rounded(value: float) -> float:
-    """Four digits: what a yaml needs."""
-    return float(f"{value:.4g}")
 
 
 @torch.inference_mode()

@@ -14,8 +14,9 @@ from tabulate import tabulate
 
 from ..engine import load_config
 from ..files import write_whole
-from .curve import Kind, Point
+from .curve import Point
 from .histogram import UncertaintyHistogram
+from .kinds import Kind
 
 METHOD = "MODEL.SPARSE_REFINE."
 
