@@ -14,7 +14,7 @@ from sparse_refine import SparseRefine, add_sparse_refine_config
 from sparse_refine import config as config_module
 from sparse_refine.build import build_base
 from sparse_refine.data import SegmentationMapper
-from sparse_refine.engine import Trainer
+from sparse_refine.engine import Trainer, load_config
 
 METHOD = "MODEL.SPARSE_REFINE."
 
@@ -353,3 +353,18 @@ def test_base_weights_of_another_class_count(make_cfg, tmp_path, weights):
         loaded(make_cfg, tmp_path / "base.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5)
     assert "head.bias is (3,) in the file and (5,) in the model" in str(error.value)
     assert "MODEL.SEM_SEG_HEAD.NUM_CLASSES" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "opts, kind, message",
+    [
+        (["MODEL.SPARSE_REFINE.SCALE", 0.5], KeyError, r"Non-existent config key: MODEL\.SPARSE"),
+        (["SEED", 1, "MODEL.DEVICE"], ValueError, "one KEY has no VALUE"),
+        (["SEED", "many"], ValueError, "SEED"),
+    ],
+)
+def test_bad_pairs(tmp_path, opts, kind, message):
+    path = tmp_path / "c.yaml"
+    path.write_text("SEED: 0\n")
+    with pytest.raises(kind, match=message):
+        load_config(str(path), opts)

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_targets(jobs, journal, args.overwrite)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
         parser.error(str(error.args[0] if isinstance(error, KeyError) else error))
-    except (yaml.YAMLError, AssertionError) as error:  # yacs asserts that keys exist
+    except yaml.YAMLError as error:
         parser.error(f"config: {error}")
     on_frame = show if args.display else None
     if args.webcam is not None:

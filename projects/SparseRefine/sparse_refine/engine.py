@@ -211,12 +211,22 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
 
     MODEL.DEVICE becomes "cpu" where there is no CUDA device. The yaml's PROJECTS are imported,
     folders of DATASETS.FOLDERS are registered.
+
+    Raises:
+        KeyError: a key that is not declared, with its name.
+        ValueError: a value of another type than the key's, or a key without a value.
     """
     cfg = get_cfg()
     import_projects(cfg, named_projects(path, opts))
     add_sparse_refine_config(cfg)
     cfg.merge_from_file(path)
-    cfg.merge_from_list(list(opts))
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # how yacs says it of pairs, where it raises for a yaml
+        if len(opts) % 2:
+            raise ValueError(f"{list(opts)}: pairs, but one KEY has no VALUE") from error
+        message = str(error).replace("Non-existent key", "Non-existent config key")
+        raise KeyError(f"{message}, in {list(opts)}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
