@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from sparse_refine import SparseRefine
 from sparse_refine.calibration import curve, goals, report
@@ -216,6 +217,17 @@ def test_limit_takes_images_from_all_over(make_cfg):
     chosen = Images(make_cfg(), dicts, limit=4).dicts
     assert [item["file_name"] for item in chosen] == ["0", "2", "5", "7"]
     assert len(Images(make_cfg(), dicts, limit=20)) == 10
+
+
+def test_labels_that_do_not_fit_are_named(make_cfg, tiny_dataset):
+    for size, value, message in (
+        ((40, 56), 7, "0.png: label 7"),
+        ((40, 50), 0, "0.png: labels of 50"),
+    ):
+        (record,) = DatasetCatalog.get(tiny_dataset(count=1))
+        Image.fromarray(np.full(size, value, np.uint8)).save(record["sem_seg_file_name"])
+        with pytest.raises(ValueError, match=message):
+            list(Images(make_cfg(), [record]).source("")())
 
 
 # ---- the tool ------------------------------------------------------------------------------------

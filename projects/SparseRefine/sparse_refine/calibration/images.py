@@ -11,7 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from ..data import SegmentationMapper, read_labels, register_image_label_folder
+from ..data import (
+    SegmentationMapper,
+    check_labels,
+    check_same_size,
+    read_labels,
+    register_image_label_folder,
+)
 from ..data.folders import IMAGE_EXTENSIONS, files_by_stem
 from ..evaluation.metrics import fold_ignore
 
@@ -68,14 +74,23 @@ class Images:
         return len(self.dicts)
 
     def source(self, what: str) -> Source:
-        """All images at each call, behind a bar that is called `what`."""
+        """All images at each call, behind a bar that is called `what`.
+
+        Iterating raises ValueError where labels do not fit their image or the classes.
+        """
 
         def images() -> Iterable[Image]:
             for record in tqdm(self.dicts, desc=what, unit="image", disable=not self._progress):
-                truth = None
-                if "sem_seg_file_name" in record:
-                    labels = read_labels(record["sem_seg_file_name"])
-                    truth = fold_ignore(labels, self._classes, self._ignore)
-                yield self._mapper(record), truth
+                item = self._mapper(record)
+                yield item, self._truth(record, item["image"].permute(1, 2, 0))
 
         return images
+
+    def _truth(self, record: dict, image) -> np.ndarray | None:
+        file = record.get("sem_seg_file_name")
+        if file is None:
+            return None
+        labels = read_labels(file)
+        check_same_size(image, labels, record["file_name"], file)
+        check_labels(labels, self._classes, self._ignore, file)
+        return fold_ignore(labels, self._classes, self._ignore)
