@@ -53,8 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     # of Detectron2's layers, and nothing that whoever starts this could change
     warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
-    # as an exception a signal lets the folder below go
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for name in ("SIGTERM", "SIGHUP"):  # as an exception it lets the folder below go
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     from web_app.server import application, listen, private_folder, serve
 
     try:
