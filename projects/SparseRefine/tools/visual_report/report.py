@@ -21,7 +21,10 @@ from . import pictures, plots
 from .measure import ImageResult, Measured
 
 MARK = "report.json"  # what a folder of an earlier run is known by
-RANKS = {"miou": "mIoU of the image", "pixels": "pixels mended less pixels spoiled"}
+RANKS = {
+    "miou": "mIoU of the image, refined less coarse",
+    "pixels": "pixels mended less pixels spoiled",
+}
 
 
 @dataclass

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ import cv2
 from .findings import Finding
 from .listing import Listing
 from .pair import CheckedPair, check_pair
+
+FEW_PAIRS = 16  # to start processes takes longer than to read these
+CHUNK = 256  # pairs that are handed to processes at once
 
 
 @dataclass
@@ -60,11 +64,11 @@ def check_dataset(
 
     Args:
         num_classes: K; None does not look at the labels' range.
-        workers: processes; 1 reads in this one.
+        workers: processes; with 1, or a few pairs, this one reads.
         progress: (iterator of results, their number) -> iterator, for a bar.
     """
     options = (num_classes, ignore_label)
-    results = _in_processes if workers > 1 and len(listing.pairs) > 1 else _here
+    results = _in_processes if workers > 1 and len(listing.pairs) > FEW_PAIRS else _here
     done = dict(progress(results(listing.pairs, options, workers), len(listing.pairs)))
     pairs = [done[index] for index in range(len(listing.pairs))]
     findings = [*listing.findings, *(finding for pair in pairs for finding in pair.findings)]
@@ -96,22 +100,25 @@ def _here(pairs, options, workers) -> Iterator[tuple[int, CheckedPair]]:
 
 def _in_processes(pairs, options, workers) -> Iterator[tuple[int, CheckedPair]]:
     """As they are done. A file that kills its process (a decoder's crash, memory that runs out) is
-    named: pairs that were under way are read again, each by a process of its own."""
-    left = dict(enumerate(pairs))
-    try:
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            futures = {pool.submit(check_pair, *pair, *options): i for i, pair in left.items()}
-            for future in as_completed(futures):
-                result = future.result()
-                del left[futures[future]]
-                yield futures[future], result
-    except BrokenProcessPool:
-        for index, pair in list(left.items()):
-            yield index, _alone(pair, options)
+    named: what was under way is read again, each pair by a process of its own."""
+    for start in range(0, len(pairs), CHUNK):
+        left = dict(enumerate(pairs[start : start + CHUNK], start))
+        try:
+            with _pool(workers) as pool:
+                # All processes before any file: Python 3.11 stumbles where one dies meanwhile.
+                wait([pool.submit(int) for _ in range(workers)])
+                futures = {pool.submit(check_pair, *pair, *options): i for i, pair in left.items()}
+                for future in as_completed(futures):
+                    result = future.result()
+                    del left[futures[future]]
+                    yield futures[future], result
+        except BrokenProcessPool:
+            for index, pair in left.items():
+                yield index, _alone(pair, options)
 
 
 def _alone(pair: tuple[str, str], options) -> CheckedPair:
-    with ProcessPoolExecutor(1) as pool:
+    with _pool(1) as pool:
         try:
             return pool.submit(check_pair, *pair, *options).result()
         except BrokenProcessPool:
@@ -120,6 +127,17 @@ def _alone(pair: tuple[str, str], options) -> CheckedPair:
                 "decoder crash, or larger than memory"
             )
             return CheckedPair(*pair, findings=[Finding("unreadable", message, pair)])
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Processes of a fresh one: OpenCV's threads do not survive a fork, and a copy of a process
+    that has used them waits for them forever. The imports are made once, where the system can."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload([check_pair.__module__])
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+    )
 
 
 def _of_the_whole(check: DatasetCheck) -> Iterable[Finding]:
