@@ -185,12 +185,13 @@ def test_broken_links_and_anchors_are_found(tool, page):
 
 
 def test_missing_paths_are_found(tool, page):
-    text = (
-        "`sub/here.py` `here.py:Name` `gone.py` `docs/gone` `C.yaml` `output/x.yaml` `a = b.py`\n"
-    )
-    files = ["src/sub/here.py"]
+    here = ["sub/here.py", "here.py:Name", "city/one"]
+    gone = ["gone.py", "docs/gone", "city/two"]
+    others = ["C.yaml", "output/x.yaml", "a = b.py", "no/model"]
+    text = " ".join(f"`{span}`" for span in here + gone + others)
+    files = ["src/sub/here.py", "project/configs/city/one.yaml"]
     faults = tool("documents.references").missing_paths(page(text), files)
-    assert re.findall("`(.+?)`", " ".join(faults)) == ["gone.py", "docs/gone"]
+    assert re.findall("`(.+?)`", " ".join(faults)) == gone
 
 
 def test_messages_that_nobody_says_are_found(tool, page):

@@ -7,6 +7,7 @@ import ast
 import fnmatch
 import functools
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ MESSAGE_SECTIONS = ("When something goes wrong", "When set-up stops")
 OTHERS = "pip:"  # a row that begins so quotes another program
 
 _FILES = (".py", ".yaml", ".md", ".sh", ".toml", ".txt", ".svg", ".safetensors")
+_MODEL = re.compile(r"\w+/\w+")
 _FOLDERS = ("docs/", "projects/", "tools/", "tests/", "requirements/", "configs/", "weights/")
 # Not of this repository: what programs write, what is the reader's own, other projects' files.
 _NOT_OURS = (
@@ -60,12 +62,15 @@ def missing_paths(page: Page, files: list[str], examples: set[str] = frozenset()
     """Code spans that look like files of this repository and are none.
 
     A path may be given from the root, from the page's folder, or by its last parts
-    (`sparse/unet.py`). `examples` are files that the pages themselves make.
+    (`sparse/unet.py`). Names of models (`cityscapes/hrnet_w48`) need a config. `examples` are files
+    that the pages themselves make.
     """
     faults = []
     for line, span in page.code_spans():
         name = span.partition(":")[0].rstrip("/")
-        if not _looks_like_a_path(span) or name in examples:
+        if _MODEL.fullmatch(span) and any(f"/configs/{span.split('/')[0]}/" in f for f in files):
+            name = f"configs/{span}.yaml"
+        elif not _looks_like_a_path(span) or name in examples:
             continue
         beside = (page.path.parent / name).resolve()
         if beside.exists() or any(_is_tail(name, file) for file in files):
