@@ -8,8 +8,10 @@ without.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,13 +92,14 @@ class Page:
 
 
 @pytest.fixture
-def page(web, tmp_path):
+def page(web):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     program = shutil.which("chromedriver")
     if browser is None or program is None:
         pytest.skip("no browser: apt-get install chromium chromium-driver")
+    folder = tempfile.mkdtemp(prefix="web_")  # pytest's are too deep for the browser's sockets
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for argument in (
@@ -107,15 +110,19 @@ def page(web, tmp_path):
         "--no-first-run",
         "--lang=en",
         "--window-size=1500,1000",
-        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--user-data-dir={folder}/profile",
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program))
+    service = webdriver.ChromeService(program, env={**os.environ, "TMPDIR": folder})
     try:
-        yield Page(driver, web.url)
+        driver = webdriver.Chrome(options=options, service=service)
+        try:
+            yield Page(driver, web.url)
+        finally:
+            driver.quit()
     finally:
-        driver.quit()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_load_upload_slide_and_compare(page, web, tmp_path):
