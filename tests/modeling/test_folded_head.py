@@ -12,7 +12,7 @@ from sparse_refine import HuggingFaceSegmentor
 from sparse_refine.engine import Trainer
 from sparse_refine.evaluation.counting import multiply_adds
 from sparse_refine.modeling import folded_head
-from sparse_refine.modeling.folded_head import fold_head
+from sparse_refine.modeling.folded_head import fold_head, unfold_head
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,6 +57,8 @@ def test_same_logits(model, size, monkeypatch):
     changed = logits(model, images)
     assert not torch.allclose(changed, after, atol=1e-2)
     assert torch.equal(logits(copy.deepcopy(model), images), changed)
+    model.decode_head.linear_fuse.weight.div_(2)
+    assert torch.equal(logits(unfold_head(unfold_head(model)), images), before)
 
 
 @torch.no_grad()

@@ -42,6 +42,15 @@ def fold_head(model: nn.Module) -> nn.Module:
     return model
 
 
+def unfold_head(model: nn.Module) -> nn.Module:
+    """Undo `fold_head`, in place; `model` is returned. Without it, nothing happens."""
+    for module in model.modules():
+        own = vars(module).get("forward")
+        if isinstance(own, functools.partial) and own.func is _folded_forward:
+            del module.forward
+    return model
+
+
 def _is_head(module: nn.Module) -> bool:
     kind = type(module)
     return kind.__name__ == "SegformerDecodeHead" and kind.__module__.startswith("transformers.")

@@ -47,7 +47,7 @@ def measure(
             "coarse": partial(coarse, inputs),
             **{preset: partial(timer, inputs) for preset, timer in timers.items()},
         }
-        calls = {name: _in_precision(call, precision, device) for name, call in calls.items()}
+        calls = {name: in_precision(call, precision, device) for name, call in calls.items()}
         first, peaks, sites = {}, {}, {}
         for name, call in calls.items():
             peaks[name], (first[name], output) = peak_bytes(partial(once, call, device), device)
@@ -133,7 +133,7 @@ def _arm(module: nn.Module, rounds, peaks, name: str, count: int | None) -> dict
     }
 
 
-def _in_precision(call: Callable, precision: str, device: torch.device) -> Callable:
+def in_precision(call: Callable, precision: str, device: torch.device) -> Callable:
     def inference():
         with torch.no_grad():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
