@@ -10,9 +10,10 @@ ARGS ?=
 SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo web test env docs-check lint format clean
+.PHONY: help install demo web test env docs-check lint format clean
 
 help:
+	@echo "make install  set up without MinkowskiEngine, and no more"
 	@echo "make demo     set up without MinkowskiEngine; train, compare, draw: output/demo/"
 	@echo "make web      set up the same and gradio; the web demo, at http://127.0.0.1:7860"
 	@echo "make test     set up with MinkowskiEngine; run the tests"
@@ -21,6 +22,9 @@ help:
 	@echo "make lint     ruff; make format: let ruff rewrite"
 	@echo "make clean    remove output/, caches and build files; keeps VENV"
 	@echo "Variables: VENV=.venv PYTHON=python3 ARGS="
+
+install:
+	$(SETUP) base
 
 demo:
 	$(SETUP) base
