@@ -234,8 +234,9 @@ def test_labels_that_do_not_fit_are_named(make_cfg, tiny_dataset):
 
 
 @pytest.fixture
-def tool(make_cfg, tiny_dataset, tmp_path):
+def tool(make_cfg, tiny_dataset, tmp_path, monkeypatch):
     """run(*arguments) -> (config of the yaml it wrote, the yaml as it stands), for a tiny model."""
+    monkeypatch.syspath_prepend(str(TOOL.parent))
     spec = importlib.util.spec_from_file_location("calibrate", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

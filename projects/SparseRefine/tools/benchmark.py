@@ -39,6 +39,7 @@ from pathlib import Path
 
 import detectron2
 import torch
+from arguments import positive
 from model_benchmark.arms import build_models, read_sites
 from model_benchmark.records import measure, table
 from tabulate import tabulate
@@ -121,13 +122,6 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, where at least 1 is needed")
-    return number
 
 
 if __name__ == "__main__":

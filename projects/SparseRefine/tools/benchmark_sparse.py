@@ -60,6 +60,7 @@ import os
 from pathlib import Path
 
 import torch
+from arguments import positive
 from sparse_benchmark.masks import neighbours_present, read_masks, synthetic_mask
 from sparse_benchmark.peers import ENGINES, why_absent
 from sparse_benchmark.records import Recorder
@@ -139,13 +140,6 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, help="PyTorch's own choice if not given")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, where at least 1 is needed")
-    return number
 
 
 if __name__ == "__main__":

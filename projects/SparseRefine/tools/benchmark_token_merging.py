@@ -37,7 +37,8 @@ from pathlib import Path
 
 import detectron2
 import torch
-from benchmark import PACKAGES, PRECISIONS, positive
+from arguments import positive
+from benchmark import PACKAGES, PRECISIONS
 from model_benchmark import merging
 from model_benchmark.arms import read_sites
 from tabulate import tabulate

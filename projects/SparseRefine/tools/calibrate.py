@@ -39,6 +39,7 @@ import sys
 from pathlib import Path
 
 import torch
+from arguments import positive
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -244,13 +245,6 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, where at least 1 is needed")
-    return number
 
 
 if __name__ == "__main__":
