@@ -109,7 +109,11 @@ def hugging_face_mask2former(classes, folder):
     return ["MODEL.HUGGING_FACE.NAME", str(folder)]
 
 
-FOLDERS = {"segformer_b5": segformer, "hugging_face": hugging_face_mask2former}
+FOLDERS = {
+    "segformer_b5": segformer,
+    "segformer_b5_hq": segformer,
+    "hugging_face": hugging_face_mask2former,
+}
 NEEDS = {
     "hrnet_w48": "timm",
     "timm": "timm",
@@ -233,7 +237,8 @@ def export(monkeypatch, source, target):
 def test_there_are_shipped_configs():
     folders = {path.parent.name for path in LEAVES}
     assert folders == {
-        *("ade20k", "cityscapes", "coco_stuff", "examples", "rgbweed", "synthetic_field")
+        *("ade20k", "camvid", "cityscapes", "coco_stuff", "examples", "rgbweed"),
+        "synthetic_field",
     }
     assert len(LEAVES) > 20
 

@@ -185,7 +185,7 @@ def test_what_the_base_sees_is_part_of_the_key(make_cfg, tmp_path, item, key, va
 
 
 def test_temperature_is_no_part_of_the_key(make_cfg, tmp_path, item):
-    """Logits are divided when they are read: a new temperature needs no new pass, and is applied."""
+    """Logits are divided when they are read: a new temperature is applied without a new pass."""
     options = ("MODEL.SPARSE_REFINE.COARSE_CACHE", str(tmp_path / "cache"))
     seen, logits = [], []
     for temperature in (1.0, 4.0):

@@ -523,7 +523,7 @@ def test_full_disk_stops_the_run(run, part, tmp_path, monkeypatch, capsys):
         (["--webcam", "0"], "or --webcam N"),
         (["--device", "quantum"], "'quantum'"),
         (["--opts", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
-        (["--opts", "MODEL.DEVICE"], "odd"),
+        (["--opts", "MODEL.DEVICE"], "one KEY has no VALUE"),
         (["--model", "rgbweed/dense_low", "--weights", "w.pth"], "belong to --config-file"),
     ],
 )

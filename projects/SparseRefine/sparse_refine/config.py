@@ -106,8 +106,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # Images are padded to a multiple of it, >= 0; 0 takes the image processor's.
     cfg.MODEL.HUGGING_FACE.SIZE_DIVISIBILITY = 0
 
-    # SegFormer: its head's layers in another order, the same logits but for rounding, in evaluation.
-    # On two cores at 1024x2048 a twentieth of the head's time, which is more than a third of B5's.
+    # SegFormer: layers of its head in another order, in evaluation; logits are the same but for
+    # rounding. The head, a third of B5's time on a CPU, then takes a twentieth of its own.
     cfg.MODEL.HUGGING_FACE.FOLD_HEAD = False
 
     # ---- plain PyTorch modules (modeling/module_segmentor.py) -----------------------------------

@@ -87,8 +87,8 @@ class EntropySelector(Selector):
         if classes > 0 and threshold >= math.log(classes):
             logger.warning(
                 f"MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD is {threshold:g} nats, but the entropy of "
-                f"{classes} classes is at most ln {classes} = {math.log(classes):.3f}: no pixel will "
-                "be refined. tools/calibrate.py finds a threshold"
+                f"{classes} classes is at most ln {classes} = {math.log(classes):.3f}: no pixel "
+                "will be refined. tools/calibrate.py finds a threshold"
             )
         return {"threshold": threshold}
 
