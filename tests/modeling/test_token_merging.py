@@ -224,6 +224,15 @@ def test_masks_are_refused(images):
         block(torch.randn(1, 65, 16), torch.ones(1, 1, 65, 65))
 
 
+def test_parts_of_a_plain_model_are_refused(images):
+    """Its blocks alone do not know the size of their map: they must not merge nothing unseen."""
+    layers = vit().eval()
+    part = next(m for n, m in layers.named_modules() if n in ("layers", "encoder"))
+    apply_token_merging(part, "fast")
+    with pytest.raises(ValueError, match=r"65 tokens of a map of \(0, 0\)"):
+        features(layers, images)
+
+
 def test_unknown_models_and_settings():
     with pytest.raises(ValueError, match="no attention whose tokens can be merged"):
         apply_token_merging(torch.nn.Conv2d(3, 3, 1), "hq")

@@ -76,6 +76,11 @@ def _plain_forward(
 ):
     if mask is not None or options.get("attention_mask") is not None:
         raise ValueError(f"{type(module).__name__}: merged tokens cannot be masked")
+    if not 0 < grid.size[0] * grid.size[1] <= hidden_states.shape[1]:
+        raise ValueError(
+            f"{type(module).__name__} got {hidden_states.shape[1]} tokens of a map of {grid.size}: "
+            "merge tokens of the whole model, which makes the map, not of a part"
+        )
     output = attend(_parts(module), hidden_states, grid.size, how)
     return (output, None) if hasattr(module, "q_proj") else output
 
