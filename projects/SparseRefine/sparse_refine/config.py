@@ -124,8 +124,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # In the attention of SegFormer, PVT, ViT, DeiT and DPT of transformers and of MixTransformer,
     # in the dense model or in the base. Any checkpoint serves, and training needs nothing more.
     cfg.MODEL.TOKEN_MERGING = CN()
-    # "" merges nothing. The paper's, the most exact first: "hq", "fast", "2x2". "hq_near" and
-    # "fast_near" compare a token with the destinations of the 3 x 3 cells around it alone.
+    # "" merges nothing. The paper's: "hq", "fast", "2x2". "hq_near" and "fast_near" compare a token
+    # with the destinations of the 3 x 3 cells around it alone, which is faster.
     cfg.MODEL.TOKEN_MERGING.PRESET = ""
     # In its place, an entry for each stage: {query: MERGE, key_value: MERGE}, one of them, both or
     # {}. MERGE is {cell: [rows, columns], rate: share of the tokens that are merged, 0..1, reach:
