@@ -26,7 +26,7 @@ from documents.references import (
     repository_files,
     unknown_messages,
 )
-from documents.running import BlockError, run_page
+from documents.running import BlockError, Outcome, run_page
 from documents.workspace import make_workspace
 
 
@@ -47,6 +47,10 @@ def look_up(pages) -> list[str]:
     return faults
 
 
+def tell(outcome: Outcome) -> None:
+    print(f"{outcome.block.place:44} {outcome.status:12} {outcome.seconds:6.1f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -60,23 +64,26 @@ def main() -> None:
     faults = look_up(pages)
     print(f"{len(pages)} pages, {sum(len(page.links()) for page in pages)} links", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends too
-    counts, reasons = Counter(), []
+    outcomes = []
     with tempfile.TemporaryDirectory(prefix="docs_check_") as temporary:
         for page in pages:
             folder = (args.keep or Path(temporary)) / page.name.replace("/", "_")
             folder.mkdir(parents=True)
             try:
-                outcomes = run_page(page, make_workspace(folder, copy=True), shell=True)
+                workspace = make_workspace(folder, copy=True)
+                outcomes += run_page(page, workspace, shell=True, report=tell)
             except (BlockError, ValueError) as error:
+                print(f"{page.name}: stopped at a fault", flush=True)
                 faults.append(str(error))
-                continue
-            for outcome in outcomes:
-                block, number = outcome.block, len(outcome.block.commands())
-                what = "commands" if block.language == "sh" else f"{block.language} blocks"
-                counts[what, outcome.status] += number if block.language == "sh" else 1
-                if outcome.status == "not run":
-                    reasons.append(f"{block.place}: {block.reason_not_to_run}")
-                print(f"{block.place:44} {outcome.status:12} {outcome.seconds:6.1f} s", flush=True)
+    counts, reasons = Counter(), []
+    for outcome in outcomes:
+        block = outcome.block
+        if block.language == "sh":
+            counts["commands", outcome.status] += len(block.commands())
+        else:
+            counts[f"{block.language} blocks", outcome.status] += 1
+        if outcome.status == "not run":
+            reasons.append(f"{block.place}: {block.reason_not_to_run}")
     for (what, status), number in sorted(counts.items()):
         print(f"{number:4} {what} {status}")
     print(*(f"  not run: {reason}" for reason in reasons), sep="\n")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run_page(page: Page, folder: Path, shell: bool) -> list[Outcome]:
+def run_page(
+    page: Page,
+    folder: Path,
+    shell: bool,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
     """Run a page's blocks. Commands only where `shell`; the workspace then has to be a copy.
+    `report` is called with each outcome at once.
 
     Raises:
         BlockError: the first block that fails.
@@ -47,6 +53,7 @@ def run_page(page: Page, folder: Path, shell: bool) -> list[Outcome]:
             status = _run(block, folder, shell)
             if status:
                 outcomes.append(Outcome(block, status, time.monotonic() - start))
+                report(outcomes[-1])
     return outcomes
 
 
