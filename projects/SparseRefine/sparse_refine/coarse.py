@@ -52,6 +52,26 @@ def nearest_index(size: int, low: int, device=None) -> torch.Tensor:
     return torch.arange(size, device=device) * low // size
 
 
+def repeat_nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(...,h,w) -> (...,H,W): each pixel gets the low-resolution one that it lies in.
+
+    Of any type, where torch's interpolate knows only some.
+    """
+    rows = nearest_index(size[0], maps.shape[-2], maps.device)
+    columns = nearest_index(size[1], maps.shape[-1], maps.device)
+    return maps[..., columns][..., rows, :]
+
+
+def pixels_under(low: tuple[int, int], size: tuple[int, int], device=None) -> torch.Tensor:
+    """(h,w) int64: how many of the (H,W) = `size` pixels lie in each low-resolution one. They
+    differ where the scale is odd."""
+    rows, columns = (
+        torch.bincount(nearest_index(new, old, device), minlength=old)
+        for new, old in zip(size, low)
+    )
+    return rows[:, None] * columns
+
+
 def to_logits(scores: torch.Tensor, score_type: str) -> torch.Tensor:
     """(K,...) scores of a base -> logits whose softmax is its class distribution.
 
@@ -200,17 +220,13 @@ class CoarsePass(nn.Module):
         """(K,h,w) -> (K,H,W). The one tensor of that size; only OUTPUT "logits" makes it."""
         if self.interpolation == "bilinear":
             return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-        rows = nearest_index(size[0], logits.shape[-2], logits.device)
-        columns = nearest_index(size[1], logits.shape[-1], logits.device)
-        return logits[:, :, columns][:, rows]
+        return repeat_nearest(logits, size)
 
     def full_labels(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(K,h,w) -> label map (H,W), see `argmax_labels`. K x H x W never exists."""
         height = logits.shape[-2]
         if self.interpolation == "nearest":
-            rows = nearest_index(size[0], height, logits.device)
-            columns = nearest_index(size[1], logits.shape[-1], logits.device)
-            return argmax_labels(logits)[:, columns][rows]
+            return repeat_nearest(argmax_labels(logits), size)
         # F.interpolate in strips: along the rows inside it, between the rows by hand
         y = ((torch.arange(size[0], device=logits.device) + 0.5) * (height / size[0]) - 0.5).clamp(
             0, height - 1

@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from .build import base_score_type, build_parts
-from .coarse import CoarsePass, View, nearest_index
+from .coarse import CoarsePass, View, repeat_nearest
 from .ensembler import GatedEnsembler
 from .extractor import SparseUNetExtractor
 from .labels import argmax_labels
@@ -247,7 +247,8 @@ class SparseRefine(nn.Module):
             else:
                 labels = self.coarse.full_labels(out["sem_seg"], size)
                 labels[s[:, 0], s[:, 1]] = predictions[2]
-                result["labels"] = _resize_labels(labels, (height, width))
+                resized = (height, width) != size
+                result["labels"] = repeat_nearest(labels, (height, width)) if resized else labels
             result["refinement"] = Refinement(labels, s, *predictions, entropy(out["sem_seg"]))
             results.append(result)
         return results
@@ -263,12 +264,3 @@ def _view(item: dict) -> View:
     height, width = item["image"].shape[-2:]
     top, left, *full = item.get("crop", (0, 0, height, width))
     return View(top, left, height, width, tuple(full))
-
-
-def _resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(labels.shape) == size:
-        return labels
-    # torch's interpolate takes no 16-bit labels
-    rows = nearest_index(size[0], labels.shape[0], labels.device)
-    columns = nearest_index(size[1], labels.shape[1], labels.device)
-    return labels[:, columns][rows]

@@ -45,9 +45,7 @@ def refinement_panel(
     """
     colors = metadata.stuff_colors
     labels = {kind: refinement.label_map(kind).cpu().numpy() for kind in ("coarse", "fused")}
-    selected = np.zeros(labels["fused"].shape, dtype=bool)
-    y, x = refinement.sites.cpu().numpy().T
-    selected[y, x] = True
+    selected = refinement.selected().cpu().numpy()
     changed = labels["coarse"] != labels["fused"]
     entropy = refinement.entropy.float().cpu().numpy()
     # made one after the other: six pictures of a large image at once are gigabytes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from .coarse import nearest_index
+from .coarse import repeat_nearest
 
 
 def full_size_outputs(output: dict, low: tuple[int, int], size: tuple[int, int]) -> dict:
@@ -34,15 +34,8 @@ def full_size_outputs(output: dict, low: tuple[int, int], size: tuple[int, int])
     return results
 
 
-def _nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(...,h,w) -> (...,H,W)."""
-    rows = nearest_index(size[0], maps.shape[-2], maps.device)
-    columns = nearest_index(size[1], maps.shape[-1], maps.device)
-    return maps[..., columns][..., rows, :]
-
-
 def _panoptic(ids: torch.Tensor, segments: list[dict] | None, size) -> tuple:
-    ids = _nearest(ids, size)
+    ids = repeat_nearest(ids, size)
     if segments is None:
         return ids, None
     areas = [int((ids == segment["id"]).sum()) for segment in segments]
@@ -62,12 +55,12 @@ def _instances(instances: Instances, low, size) -> Instances:
             value.scale(scale_x, scale_y)
             value.clip(size)
         elif isinstance(value, BitMasks):
-            value = BitMasks(_nearest(value.tensor, size))
+            value = BitMasks(repeat_nearest(value.tensor, size))
         elif name == "pred_keypoints":  # (N,k,3): x, y, score
             value = value.clone()
             value[..., 0] *= scale_x
             value[..., 1] *= scale_y
         elif isinstance(value, torch.Tensor) and tuple(value.shape[1:]) == tuple(low):
-            value = _nearest(value, size)  # masks
+            value = repeat_nearest(value, size)  # masks
         results.set(name, value)
     return results

@@ -102,11 +102,16 @@ def selected_picture(image: np.ndarray, selected: np.ndarray) -> np.ndarray:
     return dimmed
 
 
+def grey_picture(image: np.ndarray) -> np.ndarray:
+    """The image without colours and dimmed, as ground for marks: (H,W,3) uint8 RGB."""
+    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.35)
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+
+
 def changed_picture(image: np.ndarray, before: np.ndarray, after: np.ndarray, colors) -> np.ndarray:
     """Where labels (H,W) changed, the colour of the new class; elsewhere the image, dimmed and
     grey. (H,W,3) uint8 RGB."""
-    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.35)
-    picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    picture = grey_picture(image)
     changed = before != after
     picture[changed] = np.asarray(colors, dtype=np.uint8)[after[changed]]
     return picture

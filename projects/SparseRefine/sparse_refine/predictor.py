@@ -23,9 +23,9 @@ from .data.mapper import inference_input
 from .engine import load_config, load_model
 from .labels import argmax_labels
 from .meta_arch import SparseRefine
+from .pictures import distinct_colors
 from .refinement import Refinement
 from .selector import BudgetSelector
-from .visualization import distinct_colors
 
 
 class SparseRefinePredictor:
@@ -235,10 +235,8 @@ def _as_uint8(image: np.ndarray, channel_order: str) -> np.ndarray:
 
 
 def _maps(refinement: Refinement) -> dict[str, torch.Tensor]:
-    selected = torch.zeros_like(refinement.labels, dtype=torch.bool)
-    selected[refinement.sites[:, 0], refinement.sites[:, 1]] = True
     return {
         "coarse": refinement.label_map("coarse"),
         "entropy": refinement.entropy,
-        "selected": selected,
+        "selected": refinement.selected(),
     }

@@ -30,6 +30,12 @@ class Refinement:
         """Selected pixels over all pixels, 0..1."""
         return len(self.sites) / self.labels.numel()
 
+    def selected(self) -> torch.Tensor:
+        """(H,W) bool: which pixels were looked at again."""
+        mask = torch.zeros_like(self.labels, dtype=torch.bool)
+        mask[self.sites[:, 0], self.sites[:, 1]] = True
+        return mask
+
     def label_map(self, kind: str) -> torch.Tensor:
         """(H,W) labels with the "coarse", "refined" or "fused" prediction put in at the sites."""
         if kind == "fused":

@@ -16,7 +16,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import nn
 
-from .coarse import View, nearest_index
+from .coarse import View, nearest_index, pixels_under
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +155,8 @@ class BudgetSelector(Selector):
         budget = round(self.fraction * pixels) if self.count is None else min(self.count, pixels)
         rows = nearest_index(view.full[0], low[0], device)
         columns = nearest_index(view.full[1], low[1], device)
-        # full-resolution pixels under each low-resolution one: they differ where the scale is odd
-        sizes = torch.bincount(rows, minlength=low[0])[:, None] * torch.bincount(
-            columns, minlength=low[1]
-        )
         order = entropy(logits).flatten().sort(descending=True, stable=True).indices
-        total = sizes.flatten()[order].cumsum(0)
+        total = pixels_under(low, view.full, device).flatten()[order].cumsum(0)
         whole = int((total <= budget).sum())
         mask = torch.zeros(low[0] * low[1], dtype=torch.bool, device=device)
         mask[order[:whole]] = True

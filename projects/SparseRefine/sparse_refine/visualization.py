@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what refinement did to an image: a panel for any image, and a figure beside the
-truth."""
+"""The figure of what refinement did to an image, beside the truth. For images without truth, and
+for many of them: panel.py."""
 
 from __future__ import annotations
 
@@ -13,32 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .data import read_image, read_labels
 from .files import write_whole
-from .panel import refinement_panel
-from .pictures import (
-    changed_picture,
-    densest_window,
-    distinct_colors,
-    entropy_picture,
-    overlay,
-    selected_picture,
-    write_label_map,
-    write_picture,
-)
-
-__all__ = [
-    "best_window",
-    "changed_picture",
-    "densest_window",
-    "distinct_colors",
-    "draw",
-    "entropy_picture",
-    "overlay",
-    "refinement_panel",
-    "save_refinement_figure",
-    "selected_picture",
-    "write_label_map",
-    "write_picture",
-]
+from .pictures import densest_window, overlay, selected_picture
 
 
 def best_window(
@@ -93,18 +68,15 @@ def save_refinement_figure(
     from matplotlib.patches import Patch, Rectangle
 
     labels = {kind: refinement.label_map(kind).cpu().numpy() for kind in ("coarse", "fused")}
-    selected = np.zeros(truth.shape, dtype=bool)
-    y, x = refinement.sites.cpu().numpy().T
-    selected[y, x] = True
     uncertain = refinement.entropy.cpu().numpy()
     uncertain = cv2.resize(uncertain, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    dimmed = (image * 0.35).astype(np.uint8)
-    dimmed[selected] = image[selected]
     panels = {
         "image": image,
         "coarse prediction": overlay(image, labels["coarse"], colors),
         f"entropy, 0..{uncertain.max():.2f} nats": uncertain,
-        f"refined pixels: {100 * refinement.selected_fraction:.1f} %": dimmed,
+        f"refined pixels: {100 * refinement.selected_fraction:.1f} %": selected_picture(
+            image, refinement.selected().cpu().numpy()
+        ),
         "SparseRefine": overlay(image, labels["fused"], colors),
         "truth": overlay(image, truth, colors),
     }

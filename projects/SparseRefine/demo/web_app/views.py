@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 
 from sparse_refine.evaluation.stages import STAGES
-from sparse_refine.pictures import entropy_picture, overlay, selected_picture
-from sparse_refine.visualization import densest_window
+from sparse_refine.pictures import densest_window, entropy_picture, overlay, selected_picture
 
 from .runner import Result
 

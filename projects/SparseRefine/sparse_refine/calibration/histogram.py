@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..coarse import nearest_index
+from ..coarse import pixels_under
+from ..evaluation.uncertainty import expand
 
 SMALLEST = 1e-6  # uncertainty below this, in nats or as a share, is none
 
@@ -31,18 +32,14 @@ class UncertaintyHistogram:
     def add(self, score: np.ndarray, size: tuple[int, int], wrong: np.ndarray | None) -> None:
         """One image: score (h,w); `size` (H,W); `wrong` (H,W) bool, where the coarse label is not
         the true one, False where there is no truth; None for images without labels."""
-        rows, columns = (nearest_index(new, old).numpy() for new, old in zip(size, score.shape))
         # place i + 1 holds edges[i] < score <= edges[i + 1]: thresholds are strict
-        places = np.searchsorted(self.edges, score, side="left").astype(np.uint16)
-        sizes = np.outer(
-            np.bincount(rows, minlength=score.shape[0]),
-            np.bincount(columns, minlength=score.shape[1]),
-        )
+        places = np.searchsorted(self.edges, score, side="left").astype(np.int16)
+        sizes = pixels_under(score.shape, size).numpy()
         counts = np.bincount(places.ravel(), sizes.ravel(), minlength=len(self._pixels))
         self._pixels += counts.astype(np.int64)
         if wrong is not None:
-            places = places[:, columns][rows][wrong]
-            self._errors += np.bincount(places, minlength=len(self._errors))
+            found = expand(places, size)[wrong]
+            self._errors += np.bincount(found, minlength=len(self._errors))
 
     def threshold(self, fraction: float) -> float:
         """The lowest threshold that selects at most this share 0..1 of all pixels."""

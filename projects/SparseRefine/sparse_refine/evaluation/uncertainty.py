@@ -12,14 +12,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from ..coarse import nearest_index
+from ..coarse import pixels_under, repeat_nearest
 
 
 def expand(low: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(h,w) -> (H,W): a pixel gets the low-resolution one that it lies in, as selectors do it."""
-    rows, columns = (nearest_index(new, old).numpy() for new, old in zip(size, low.shape))
-    return low[:, columns][rows]
+    return repeat_nearest(torch.from_numpy(low), size).numpy()
 
 
 def selection_levels(
@@ -30,12 +30,8 @@ def selection_levels(
     Level i: `fractions[i]` is the smallest that does, `len(fractions)`: none. Low-resolution pixels
     are taken whole, where `BudgetSelector` takes the last one in part.
     """
-    sizes = [
-        np.bincount(nearest_index(new, old).numpy(), minlength=old)
-        for new, old in zip(size, entropy.shape)
-    ]
     order = np.argsort(-entropy, axis=None, kind="stable")
-    total = np.outer(*sizes).ravel()[order].cumsum()
+    total = pixels_under(entropy.shape, size).numpy().ravel()[order].cumsum()
     budgets = [round(fraction * size[0] * size[1]) for fraction in fractions]
     levels = np.empty(entropy.size, dtype=np.uint8)
     levels[order] = np.searchsorted(budgets, total)
@@ -58,7 +54,7 @@ class EntropyErrors:
         """One image: entropy (h,w) in nats; the others (H,W) bool."""
         bins = len(self._counts) - 1
         index = (entropy * (bins / self.edges[-1])).astype(np.int64).clip(0, bins - 1)
-        joint = np.where(valid, expand(index.astype(np.uint16), valid.shape), np.uint16(bins))
+        joint = np.where(valid, expand(index.astype(np.int16), valid.shape), np.int16(bins))
         for mask in (selected, coarse_wrong, fused_wrong):
             joint = 2 * joint + mask
         counts = np.bincount(joint.ravel(), minlength=self._counts.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import torch
 
+from .pyramid import Level
+
 
 class Patches:
     """Square patches of `side` pixels that hold sites: a coarser grid whose cells have the pixels'
@@ -24,21 +26,14 @@ class Patches:
     def __init__(self, sites: torch.Tensor, sizes: list[tuple[int, int]], side: int):
         self.side = side
         self.sizes = [(-(-height // side), -(-width // side)) for height, width in sizes]
-        starts = [0]
-        for height, width in self.sizes:
-            starts.append(starts[-1] + height * width)
-        widths = sites.new_tensor([width for _, width in self.sizes])
-        first = sites.new_tensor(starts[:-1])
         image, y, x = sites.unbind(1)
-        cell = first[image] + y // side * widths[image] + x // side
-        occupied = torch.zeros(starts[-1], dtype=torch.bool, device=sites.device)
-        occupied[cell] = True
-        cells = occupied.nonzero()[:, 0]
-        row = occupied.cumsum(0)[cell] - 1
+        cells = image, y // side, x // side
+        level = Level(sites[:0], self.sizes)
+        occupied = torch.zeros(level.canvas, dtype=torch.bool, device=sites.device)
+        level = level.filled(occupied.index_fill_(0, level.position(*cells), True))
+        self.sites = level.sites
+        row = level.rows(level.position(*cells)).long()
         self._place = row * side**2 + y % side * side + x % side
-        of = torch.bucketize(cells, first, right=True) - 1
-        cells = cells - first[of]
-        self.sites = torch.stack([of, cells // widths[of], cells % widths[of]], dim=1)
 
     def gather(self, features: torch.Tensor) -> torch.Tensor:
         """(P,C) of the pixels -> (N, side*side*C) of the patches."""

@@ -31,6 +31,14 @@ class Level:
         self._index = None
         self._spread = None
 
+    def filled(self, occupied: torch.Tensor) -> Level:
+        """A level of the same images with a site at each True of `occupied` (canvas,)."""
+        flat = occupied.nonzero()[:, 0]
+        image = torch.bucketize(flat, self.offsets, right=True) - 1
+        rest = flat - self.offsets.index_select(0, image)
+        y, x = rest // self.width - 1, rest % self.width - 1
+        return Level(torch.stack([image, y, x], dim=1), self.sizes)
+
     @property
     def count(self) -> int:
         return len(self.sites)
@@ -130,11 +138,7 @@ class Pyramid:
                     inside = (out_y >= 0) & (out_y <= last_y) & (out_x >= 0) & (out_x <= last_x)
                     position = coarse.position(image, out_y, out_x)
                     occupied[position[inside]] = True
-        flat = occupied.nonzero()[:, 0]
-        image = torch.bucketize(flat, coarse.offsets, right=True) - 1
-        rest = flat - coarse.offsets.index_select(0, image)
-        y, x = rest // coarse.width - 1, rest % coarse.width - 1
-        return Level(torch.stack([image, y, x], dim=1), sizes)
+        return coarse.filled(occupied)
 
     @staticmethod
     def _last(image: torch.Tensor, axis: torch.Tensor, images: int) -> torch.Tensor:

@@ -6,12 +6,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from sparse_refine.evaluation import predictions_of
 from sparse_refine.panel import draw_window, fit_tile, lay_out
-from sparse_refine.pictures import densest_window, entropy_picture, overlay, selected_picture
+from sparse_refine.pictures import (
+    densest_window,
+    entropy_picture,
+    grey_picture,
+    overlay,
+    selected_picture,
+)
 
 TILE = 480  # longest side of a page's tile, and of the window that is shown pixel for pixel
 THUMBNAIL = 300
@@ -97,8 +102,7 @@ def view(image: np.ndarray, output: dict, truth: np.ndarray, class_names, colors
 
 def painted(image: np.ndarray, *layers: tuple[np.ndarray, tuple[int, int, int]]) -> np.ndarray:
     """The image, grey and dimmed, with (mask, colour) layers."""
-    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.35)
-    picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    picture = grey_picture(image)
     for mask, color in layers:
         picture[mask] = color
     return picture

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from sparse_refine.data import read_image, read_labels
-from sparse_refine.refinement import Refinement
-from sparse_refine.visualization import (
+from sparse_refine.panel import refinement_panel
+from sparse_refine.pictures import (
     changed_picture,
     densest_window,
     distinct_colors,
     entropy_picture,
     overlay,
-    refinement_panel,
     selected_picture,
     write_label_map,
     write_picture,
 )
+from sparse_refine.refinement import Refinement
 
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
 
