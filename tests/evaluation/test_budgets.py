@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from sparse_refine.data import read_labels
 from sparse_refine.data.loader import build_test_loader
 from sparse_refine.evaluation import SparseRefineEvaluator
-from sparse_refine.evaluation.budgets import BudgetSweep, budget, one_coarse_pass
+from sparse_refine.evaluation.budgets import BudgetSweep, one_coarse_pass, selecting
 from sparse_refine.evaluation.metrics import fold_ignore
 from sparse_refine.selector import BudgetSelector
 
@@ -31,12 +31,12 @@ def image(seed: int = 0):
 def test_one_coarse_pass_serves_all(model):
     expected = []
     for fraction in FRACTIONS:
-        with budget(model, fraction):
+        with selecting(model, BudgetSelector(fraction=fraction)):
             expected.append(model(image())[0]["labels"])
     model.coarse.base.calls.clear()
     with one_coarse_pass(model):
         for fraction, labels in zip(FRACTIONS, expected):
-            with budget(model, fraction):
+            with selecting(model, BudgetSelector(fraction=fraction)):
                 output = model(image())[0]
             assert torch.equal(output["labels"], labels)
             assert output["panoptic_seg"] == "of (20, 28)"  # other outputs of the base pass through
@@ -47,8 +47,9 @@ def test_one_coarse_pass_serves_all(model):
 
 def test_the_model_is_left_as_it_was(model):
     selector = model.selector
-    with pytest.raises(KeyError), one_coarse_pass(model), budget(model, 0.5):
-        assert isinstance(model.selector, BudgetSelector)
+    half = BudgetSelector(fraction=0.5)
+    with pytest.raises(KeyError), one_coarse_pass(model), selecting(model, half):
+        assert model.selector is half
         model([{}])
     assert model.selector is selector and "forward" not in vars(model.coarse)
 
@@ -63,7 +64,7 @@ def test_sweep_is_what_the_evaluator_says(model, make_cfg, tiny_dataset):
     for row, fraction in zip(sweep.results(), FRACTIONS):
         evaluator = SparseRefineEvaluator(name, boundary_distance=2, distributed=False)
         evaluator.reset()
-        with budget(model, fraction):
+        with selecting(model, BudgetSelector(fraction=fraction)):
             for inputs in build_test_loader(make_cfg(), name):
                 evaluator.process(inputs, model(inputs))
         results = evaluator.evaluate()["sparse_refine"]

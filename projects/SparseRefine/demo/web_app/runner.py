@@ -15,6 +15,7 @@ from torch import nn
 
 from sparse_refine import model_zoo
 from sparse_refine.coarse import View
+from sparse_refine.evaluation.budgets import selecting
 from sparse_refine.evaluation.stages import StageTimer
 from sparse_refine.predictor import SparseRefinePredictor
 from sparse_refine.selector import BudgetSelector, Selector
@@ -133,12 +134,13 @@ class Runner:
         predictor = self.predictors[name]
         model = predictor.model
         predictor.set_budget(fraction)
-        model.selector = CappedSelector(model.selector, self.limits.refined_pixels)
-        timer = predictor.model = StageTimer(model)
-        try:
-            output = predictor(image)
-        finally:
-            predictor.model = model
+        selector = CappedSelector(model.selector, self.limits.refined_pixels)
+        with selecting(model, selector):
+            timer = predictor.model = StageTimer(model)
+            try:
+                output = predictor(image)
+            finally:
+                predictor.model = model
         (seconds,) = timer.seconds()
         kept = model.coarse.base.kept
         if kept:  # what it would have taken, not what it took to look it up
@@ -151,7 +153,7 @@ class Runner:
             **{key: output[key].cpu().numpy() for key in maps},
             seconds=seconds,
             coarse_kept=kept,
-            cut=model.selector.cut,
+            cut=selector.cut,
             class_names=predictor.metadata.stuff_classes,
             colors=predictor.metadata.stuff_colors,
             note=note,

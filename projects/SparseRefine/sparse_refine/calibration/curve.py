@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..evaluation.budgets import one_coarse_pass
+from ..evaluation.budgets import one_coarse_pass, selecting
 from ..evaluation.metrics import boundary_band, boundary_counts, confusion_matrix, summarize
 from ..evaluation.predictions import label_map_of
 from ..evaluation.timing import ForwardTimer
@@ -126,10 +125,9 @@ class Curve:
     def _run(self, arms: list[_Arm], item: dict, truth, counted: bool = True) -> None:
         model = self._model
         band = None if truth is None else boundary_band(truth, self._distance)
-        with one_coarse_pass(model), _own_selector(model), ForwardTimer(model.coarse) as coarse:
+        with one_coarse_pass(model), ForwardTimer(model.coarse) as coarse:
             for arm in arms:
-                model.selector = arm.selector
-                with ForwardTimer(model) as whole:
+                with selecting(model, arm.selector), ForwardTimer(model) as whole:
                     (output,) = model([item])
                 if counted:
                     # the coarse pass of later arms is a look into a list
@@ -182,16 +180,6 @@ class _Arm:
             result["BoundaryIoU"],
             errors_found(self._coarse_inside, nothing._confusion),
         )
-
-
-@contextlib.contextmanager
-def _own_selector(model: nn.Module):
-    """The model's own selector is put back at the end."""
-    own = model.selector
-    try:
-        yield
-    finally:
-        model.selector = own
 
 
 def _coarse_logits(model: nn.Module, item: dict) -> torch.Tensor:

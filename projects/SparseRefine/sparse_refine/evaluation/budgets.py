@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from ..selector import BudgetSelector
+from ..selector import BudgetSelector, Selector
 from .metrics import boundary_band, boundary_counts, confusion_matrix, summarize
 from .predictions import label_map_of
 
@@ -32,9 +32,9 @@ def one_coarse_pass(model: nn.Module):
 
 
 @contextlib.contextmanager
-def budget(model: nn.Module, fraction: float):
-    """Inside, the model refines this share 0..1 of the pixels instead of what its config says."""
-    own, model.selector = model.selector, BudgetSelector(fraction=fraction)
+def selecting(model: nn.Module, selector: Selector):
+    """Inside, a SparseRefine refines what `selector` selects; its own is put back at the end."""
+    own, model.selector = model.selector, selector
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ class BudgetSweep:
         for index, fraction in enumerate(self.fractions):
             labels = known.get(fraction)
             if labels is None:
-                with budget(self.model, fraction):
+                with selecting(self.model, BudgetSelector(fraction=fraction)):
                     labels = label_map_of(self.model(inputs)[0])
             self._confusions[index] += confusion_matrix(labels, truth, classes, classes)
             edges = boundary_counts(labels, truth, classes, classes, self._distance, band)
