@@ -17,7 +17,15 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from sparse_refine import add_sparse_refine_config
-from sparse_refine.data import datasets, reading, register_folders, synthetic, synthetic_field
+from sparse_refine.data import (
+    datasets,
+    reading,
+    register_folders,
+    register_image_label_folder,
+    register_synthetic_field,
+    synthetic,
+    synthetic_field,
+)
 
 NAMES = ("soil", "weed", "crop")
 BUILTIN = [
@@ -49,7 +57,7 @@ def make(folder: Path, images, labels=()):
 
 
 def register(folders, **options):
-    datasets.register_image_label_folder("mine", *folders, **{"class_names": NAMES, **options})
+    register_image_label_folder("mine", *folders, **{"class_names": NAMES, **options})
 
 
 # ---------------------------------------------------------------------- folders
@@ -305,7 +313,7 @@ def test_real_data(datasets_root, name, count, size):
 
 
 def field(root, name="field", split="val", count=2, height=40, width=48):
-    datasets.register_synthetic_field(name, split, count, height, width, root)
+    register_synthetic_field(name, split, count, height, width, root)
 
 
 def test_synthetic_images_are_made_once_when_asked_for(tmp_path, monkeypatch):
@@ -346,9 +354,9 @@ def test_an_interrupted_image_is_made_again(tmp_path, monkeypatch):
 def test_several_processes_at_once_and_none_at_import(tmp_path):
     (tmp_path / "unasked").mkdir()
     code = f"""
-from sparse_refine.data import datasets
+from sparse_refine.data import register_synthetic_field
 from detectron2.data import DatasetCatalog
-datasets.register_synthetic_field("field", "train", 4, 64, 64, {str(tmp_path / "made")!r})
+register_synthetic_field("field", "train", 4, 64, 64, {str(tmp_path / "made")!r})
 print(DatasetCatalog.get("field"))
 """
     env = {**os.environ, "SPARSE_REFINE_CACHE": str(tmp_path / "unasked")}

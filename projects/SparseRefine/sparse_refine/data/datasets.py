@@ -12,15 +12,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from . import synthetic
-from .folders import PathLike, register_folders, register_image_label_folder
+from .folders import PathLike, register_image_label_folder
 from .synthetic_field import SYNTHETIC_SPLITS, register_synthetic_field
-
-__all__ = [
-    "register_builtin",
-    "register_folders",
-    "register_image_label_folder",
-    "register_synthetic_field",
-]
 
 CAMVID = {  # the 11 classes of the SegNet split, in CamVid's own colours
     "Sky": (128, 128, 128),
