@@ -19,7 +19,7 @@ from sparse_refine import SparseRefine
 from sparse_refine.calibration import curve, goals, report
 from sparse_refine.calibration.curve import Point
 from sparse_refine.calibration.histogram import UncertaintyHistogram
-from sparse_refine.calibration.images import Images
+from sparse_refine.calibration.images import Images, dicts_of_folder
 from sparse_refine.calibration.kinds import KINDS
 from sparse_refine.calibration.temperature import PixelSample, fit_temperature
 from sparse_refine.checkpoint import save_weights
@@ -228,6 +228,25 @@ def test_labels_that_do_not_fit_are_named(make_cfg, tiny_dataset):
         Image.fromarray(np.full(size, value, np.uint8)).save(record["sem_seg_file_name"])
         with pytest.raises(ValueError, match=message):
             list(Images(make_cfg(), [record]).source("")())
+
+
+def test_a_folder_is_paired_and_its_labels_understood(make_cfg, tiny_dataset):
+    records = DatasetCatalog.get(tiny_dataset(count=2))
+    images, labels = (Path(records[0][key]).parent for key in ("file_name", "sem_seg_file_name"))
+    before = DatasetCatalog.list()
+    assert dicts_of_folder(make_cfg(), images, labels) == records
+    from_one = dicts_of_folder(make_cfg("DATASETS.LABELS_FROM_ONE", True), images, labels)
+    assert from_one[0]["sem_seg_file_name"] == f"labels_from_one://{labels / '0.png'}"
+    assert DatasetCatalog.list() == before
+    for options, message in (
+        (("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 1), "ignore_label 1 is the id of class 'class 1'"),
+        (
+            ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254, "DATASETS.LABELS_FROM_ONE", True),
+            "need ignore_label 255 .* ignore_label 254 and 3 classes",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dicts_of_folder(make_cfg(*options), images, labels)
 
 
 # ---- the tool ------------------------------------------------------------------------------------

@@ -8,17 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from ..data import (
-    SegmentationMapper,
-    check_labels,
-    check_same_size,
-    read_labels,
-    register_image_label_folder,
-)
-from ..data.folders import IMAGE_EXTENSIONS, files_by_stem
+from ..data import SegmentationMapper, check_labels, check_same_size, read_labels
+from ..data.folders import IMAGE_EXTENSIONS, files_by_stem, load_folder
+from ..data.registration import check_classes
 from ..evaluation.metrics import fold_ignore
 
 # An image's input of the model, and its truth (H,W) with ignored pixels as K; None without labels.
@@ -37,19 +31,10 @@ def dicts_of_folder(cfg: CfgNode, images: Path, labels: Path | None) -> list[dic
     if labels is None:
         files = files_by_stem(_NAME, "image", images, IMAGE_EXTENSIONS, "")
         return [{"file_name": str(file)} for stem in files.values() for file in stem]
-    register_image_label_folder(
-        _NAME,
-        images,
-        labels,
-        [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
-        cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        labels_from_one=cfg.DATASETS.LABELS_FROM_ONE,
-    )
-    try:
-        return DatasetCatalog.get(_NAME)
-    finally:
-        DatasetCatalog.remove(_NAME)
-        MetadataCatalog.remove(_NAME)
+    head, from_one = cfg.MODEL.SEM_SEG_HEAD, cfg.DATASETS.LABELS_FROM_ONE
+    class_names = [f"class {index}" for index in range(head.NUM_CLASSES)]
+    check_classes(_NAME, class_names, head.IGNORE_VALUE, from_one)
+    return load_folder(_NAME, images, labels, labels_from_one=from_one)
 
 
 class Images:

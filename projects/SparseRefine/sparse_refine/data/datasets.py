@@ -12,7 +12,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from . import synthetic
-from .folders import PathLike, register_image_label_folder
+from .folders import PathLike
+from .registration import register_image_label_folder
 from .synthetic_field import SYNTHETIC_SPLITS, register_synthetic_field
 
 CAMVID = {  # the 11 classes of the SegNet split, in CamVid's own colours

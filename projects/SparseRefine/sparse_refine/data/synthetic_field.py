@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..files import write_whole
 from . import synthetic
-from .folders import PathLike, register_dataset
+from .folders import PathLike
+from .registration import register_dataset
 
 # First seed and number of images; the seeds of two splits never meet.
 SYNTHETIC_SPLITS = {"train": (0, 24), "val": (1_000_000, 6)}

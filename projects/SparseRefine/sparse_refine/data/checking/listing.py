@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..folders import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, files_by_stem, stem_of_entry
+from ..folders import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, files_by_stem, split_entries
 from ..labels_from_one import PREFIX as LABELS_FROM_ONE
 from .findings import Finding
 
@@ -122,17 +122,14 @@ def _label_maps(paths: list[Path]) -> list[Path]:
 def _stems(listing: Listing, split_file: Path, images: dict[str, list[Path]]) -> list[str]:
     """The stems that a split file lists and that have an image, each once."""
     try:
-        lines = split_file.read_text(encoding="utf-8-sig").splitlines()
+        entries = list(split_entries(split_file, images))
     except (OSError, UnicodeDecodeError) as error:
         message = f"split file {split_file} cannot be read: {error}"
         listing.findings.append(Finding("listing", message, (str(split_file),)))
         return []
     stems: dict[str, int] = {}  # stem -> line
-    for number, line in enumerate(lines, 1):
-        entry = line.strip()
-        if not entry:
-            continue
-        stem, where = stem_of_entry(entry, images), f"{split_file}, line {number}"
+    for number, entry, stem in entries:
+        where = f"{split_file}, line {number}"
         if stem not in images:
             message = f"{where}: there is no image {entry!r}"
             listing.findings.append(Finding("missing", message, (str(split_file),)))

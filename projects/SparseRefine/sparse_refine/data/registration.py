@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of semantic labels in Detectron2's catalogs, under names of one's own.
+
+Registering costs nothing: files are looked for when `DatasetCatalog.get` is called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Callable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .folders import PathLike, load_folder
+
+
+def register_image_label_folder(
+    name: str,
+    image_dir: PathLike,
+    label_dir: PathLike,
+    class_names: Sequence[str],
+    ignore_label: int = 255,
+    split_file: PathLike | None = None,
+    colors: Sequence[Sequence[int]] | None = None,
+    *,
+    labels_from_one: bool = False,
+    hint: str = "",
+) -> None:
+    """Register a folder of images and a folder of label maps under `name`.
+
+    An image and its labels share the name up to the extension: `images/a.JPG`, `labels/a.png`.
+    Labels hold 0..K-1 for `class_names`, and `ignore_label`; `reading.read_labels` says which
+    files are understood.
+
+    Args:
+        name: for cfg.DATASETS.TRAIN and TEST.
+        image_dir, label_dir: the folders; subfolders are not searched.
+        class_names: K different names, in the order of the ids.
+        ignore_label: the value of pixels without a class, outside 0..K-1.
+        split_file: text file with one image a line, with or without extension; None takes all.
+        colors: K times R, G, B, 0..255, for figures.
+        labels_from_one: the files hold 0 for "no class" and 1..K for the classes, as ADE20K's do;
+            they are read with 0 as the ignore label, which must be 255, and 0..K-1. Then
+            "sem_seg_file_name" is a name that PathManager opens, see labels_from_one.py.
+        hint: what to do where files are missing, for the end of the message.
+
+    Raises:
+        ValueError: a name in use, class names, colours or ignore label that do not fit.
+
+    `DatasetCatalog.get(name)` raises FileNotFoundError or ValueError where files are missing or
+    ambiguous.
+    """
+    load = functools.partial(
+        load_folder,
+        name,
+        image_dir,
+        label_dir,
+        split_file,
+        labels_from_one=labels_from_one,
+        hint=hint,
+    )
+    register_dataset(
+        name,
+        load,
+        class_names=class_names,
+        ignore_label=ignore_label,
+        colors=colors,
+        image_dir=image_dir,
+        label_dir=label_dir,
+        labels_from_one=labels_from_one,
+    )
+    MetadataCatalog.get(name).set(split_file=split_file, labels_from_one=labels_from_one)
+
+
+def register_folders(cfg: CfgNode) -> None:
+    """Register the folders that cfg.DATASETS.FOLDERS lists; a name that is taken is left alone.
+
+    Raises:
+        ValueError: an entry that is not [name, images, labels] or [name, images, labels, split].
+    """
+    for entry in cfg.DATASETS.FOLDERS:
+        if len(entry) not in (3, 4):
+            raise ValueError(
+                f"DATASETS.FOLDERS has the entry {list(entry)}: [name, image folder, label folder] "
+                "or [name, image folder, label folder, split file] is needed"
+            )
+        if entry[0] not in DatasetCatalog:
+            register_image_label_folder(
+                entry[0],
+                entry[1],
+                entry[2],
+                cfg.DATASETS.CLASS_NAMES,
+                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                *entry[3:],
+                labels_from_one=cfg.DATASETS.LABELS_FROM_ONE,
+            )
+
+
+def register_dataset(
+    name: str,
+    load: Callable[[], list[dict]],
+    *,
+    class_names: Sequence[str],
+    ignore_label: int,
+    colors: Sequence[Sequence[int]] | None,
+    image_dir: PathLike,
+    label_dir: PathLike,
+    labels_from_one: bool = False,
+) -> None:
+    """Check what was given and enter a dataset of semantic labels into both catalogs.
+
+    Args:
+        load: gives the dataset's dicts.
+        image_dir, label_dir: for the metadata's `image_root` and `sem_seg_root`.
+        others: see `register_image_label_folder`.
+
+    Raises:
+        ValueError: a name in use, class names, colours or ignore label that do not fit.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(f"dataset {name!r} is registered already; choose another name")
+    check_classes(name, class_names, ignore_label, labels_from_one)
+    metadata = {"stuff_classes": list(class_names)}
+    if colors is not None:
+        if len(colors) != len(class_names):
+            raise ValueError(
+                f"dataset {name!r}: {len(colors)} colors for {len(class_names)} classes"
+            )
+        metadata["stuff_colors"] = [[int(v) for v in color] for color in colors]
+    MetadataCatalog.get(name).set(
+        **metadata,
+        ignore_label=ignore_label,
+        evaluator_type="sem_seg",
+        image_root=str(image_dir),
+        sem_seg_root=str(label_dir),
+    )
+    DatasetCatalog.register(name, load)
+
+
+def check_classes(
+    name: str, class_names: Sequence[str], ignore_label: int | None, labels_from_one: bool = False
+) -> None:
+    """
+    Raises:
+        ValueError: class names or an ignore label that do not fit, of the dataset `name`.
+    """
+    if isinstance(class_names, str) or not class_names:
+        raise ValueError(
+            f"dataset {name!r}: class_names has to be a list of names, got {class_names!r}"
+        )
+    if labels_from_one and (ignore_label != 255 or len(class_names) > 255):
+        raise ValueError(
+            f"dataset {name!r}: labels that count from one need ignore_label 255 and at most 255 "
+            f"classes; there are ignore_label {ignore_label} and {len(class_names)} classes"
+        )
+    class_names = list(class_names)
+    repeated = sorted({c for c in class_names if class_names.count(c) > 1})
+    if repeated:
+        raise ValueError(f"dataset {name!r}: class_names has {', '.join(repeated)} more than once")
+    if ignore_label is not None and 0 <= ignore_label < len(class_names):
+        raise ValueError(
+            f"dataset {name!r}: ignore_label {ignore_label} is the id of class "
+            f"{class_names[ignore_label]!r}; choose one outside 0..{len(class_names) - 1}"
+        )
