@@ -265,9 +265,13 @@ def test_impossible_class_counts(make_cfg, classes):
 @pytest.mark.parametrize(
     "key, known",
     [
-        ("SELECTOR.NAME", "BudgetSelector, EntropySelector, MarginSelector"),
+        (
+            "SELECTOR.NAME",
+            "BudgetSelector, EntropySelector, MarginBudgetSelector, MarginSelector, "
+            "RandomBudgetSelector",
+        ),
         ("EXTRACTOR.NAME", "SparseUNetExtractor"),
-        ("ENSEMBLER.NAME", "EntropyEnsembler, GatedEnsembler"),
+        ("ENSEMBLER.NAME", "EntropyEnsembler, GatedEnsembler, RefinedEnsembler"),
         ("BASE.META_ARCHITECTURE", "SemanticSegmentor"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler
+from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler, RefinedEnsembler
 
 LN3 = math.log(3)
 
@@ -91,3 +91,8 @@ def test_between_equally_certain_ones_the_coarse_stands():
 @pytest.mark.parametrize("module", [GatedEnsembler(num_classes=3), EntropyEnsembler()])
 def test_no_sites(module):
     assert module(torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_the_refined_one_alone():
+    coarse, refined = torch.randn(5, 3), torch.randn(5, 3)
+    assert torch.equal(RefinedEnsembler()(coarse, refined), refined)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy, margin and the three selectors against numbers worked out by hand."""
+"""Entropy, margin and the selectors against numbers worked out by hand."""
 
 import math
 
@@ -7,14 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine.coarse import View, nearest_index
+from sparse_refine.coarse import View, nearest_index, pixels_under
 from sparse_refine.selector import (
     SELECTOR_REGISTRY,
     BudgetSelector,
     EntropySelector,
+    MarginBudgetSelector,
     MarginSelector,
+    RandomBudgetSelector,
     entropy,
     expand_mask,
+    highest,
     margin,
 )
 
@@ -130,8 +133,10 @@ def test_selecting_low_is_selecting_after_upsampling(scale):
         MarginSelector(threshold=0.4),
         BudgetSelector(fraction=0.37),
         BudgetSelector(count=11),
+        MarginBudgetSelector(fraction=0.37),
+        RandomBudgetSelector(fraction=0.37),
     ],
-    ids=["entropy", "margin", "fraction", "count"],
+    ids=["entropy", "margin", "fraction", "count", "margins", "random"],
 )
 def test_a_crop_holds_what_the_whole_image_selects_there(selector, low, full):
     logits = torch.randn(3, *low)
@@ -242,6 +247,39 @@ def test_budget_of_equals_is_in_raster_order():
     # also where there are enough of them for a sort to mix them up
     sites = BudgetSelector(count=1234)(torch.zeros(2, 80, 100), whole(80, 100))
     assert (sites[:, 0] * 100 + sites[:, 1]).tolist() == list(range(1234))
+
+
+@pytest.mark.parametrize("low, full", SIZES)
+def test_highest_is_a_sort(low, full):
+    """Scores of all sizes, ties among them, against weights that differ."""
+    weights = pixels_under(low, full)
+    for scores in (torch.rand(low) * 1e-3, torch.rand(low).mul(4).round(), torch.randn(low) * 1e-7):
+        order = scores.clamp(min=0).flatten().sort(descending=True, stable=True).indices.tolist()
+        for budget in range(full[0] * full[1]):
+            mask, following, rest = highest(scores, weights, budget)
+            whole, left = [], budget
+            for place in order:
+                if weights.view(-1)[place] > left:
+                    break
+                whole.append(place)
+                left -= int(weights.view(-1)[place])
+            assert mask.flatten().nonzero()[:, 0].tolist() == sorted(whole)
+            assert (following, rest) == (order[len(whole)], left)
+
+
+def test_budgets_by_margin_and_by_lot():
+    # margins 0.2, 0.1, 0.6; the entropy of three classes orders the first two the other way round
+    logits = torch.tensor([[[0.45, 0.53, 0.8]], [[0.25, 0.43, 0.2]], [[0.30, 0.04, 0.0]]]).log()
+    assert BudgetSelector(count=1)(logits, whole(1, 3)).tolist() == [[0, 0]]
+    assert MarginBudgetSelector(count=1)(logits, whole(1, 3)).tolist() == [[0, 1]]
+
+    random = RandomBudgetSelector(fraction=0.25)
+    sites = random(torch.randn(2, 40, 50), whole(80, 100))
+    assert len(sites) == 2000 and torch.equal(sites, random(torch.zeros(2, 40, 50), whole(80, 100)))
+    # spread over the image: a quarter of each quarter of it, give or take
+    for top, left in ((0, 0), (0, 50), (40, 0), (40, 50)):
+        inside = (sites[:, 0] // 40 * 40 == top) & (sites[:, 1] // 50 * 50 == left)
+        assert 400 < int(inside.sum()) < 600
 
 
 def test_a_selector_of_ones_own_is_a_class_and_a_name(make_cfg):

@@ -170,11 +170,13 @@ def add_sparse_refine_config(cfg: CN) -> None:
 
     # Which pixels are refined.
     node.SELECTOR = CN()
-    node.SELECTOR.NAME = "EntropySelector"  # EntropySelector, BudgetSelector or MarginSelector
+    # EntropySelector and MarginSelector (a threshold), BudgetSelector (a share or number of pixels,
+    # by entropy), MarginBudgetSelector, RandomBudgetSelector.
+    node.SELECTOR.NAME = "EntropySelector"
     # EntropySelector: entropy in nats, 0..ln K, above which a pixel is refined. MarginSelector:
     # difference of the two largest probabilities, 0..1, below which it is.
     node.SELECTOR.THRESHOLD = 0.3
-    # BudgetSelector: the share 0..1 of an image's pixels to refine, the most uncertain first; or,
+    # The budgets: the share 0..1 of an image's pixels to refine, the most uncertain first; or,
     # where COUNT is not -1, their number (an image that has fewer gives all).
     node.SELECTOR.FRACTION = 0.1
     node.SELECTOR.COUNT = -1
@@ -211,7 +213,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
 
     # How both predictions become one.
     node.ENSEMBLER = CN()
-    node.ENSEMBLER.NAME = "GatedEnsembler"  # GatedEnsembler or EntropyEnsembler
+    # GatedEnsembler, EntropyEnsembler (the surer of the two) or RefinedEnsembler (the refined one).
+    node.ENSEMBLER.NAME = "GatedEnsembler"
     node.ENSEMBLER.HIDDEN = 64  # width of the gate and of the head after it (GatedEnsembler)
 
     # Losses, on selected pixels with a valid label. A weight of 0 leaves a term out.

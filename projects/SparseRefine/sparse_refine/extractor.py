@@ -56,7 +56,7 @@ def site_features(
         if name == "rgb":
             values.append(rgb)
         elif name == "probabilities":
-            values.append(coarse.softmax(1))
+            values.append(coarse.t().contiguous().softmax(0).t())  # short rows are slow
         elif name == "entropy":  # over ln K: 0..1 whatever K
             scale = math.log(max(2, coarse.shape[1]))
             values.append(entropy(coarse, dim=1)[:, None] / scale)

@@ -117,12 +117,51 @@ class MarginSelector(Selector):
         return expand_mask(margin(logits) < self.threshold, view)
 
 
-@SELECTOR_REGISTRY.register()
-class BudgetSelector(Selector):
-    """The pixels of highest entropy, exactly as many as asked for: cost does not hang on the image.
+def highest(
+    scores: torch.Tensor, weights: torch.Tensor, budget: int
+) -> tuple[torch.Tensor, int, int]:
+    """The places of highest score whose weights sum to at most `budget`, in descending order until
+    one no longer fits; of equal scores the first in raster order.
 
-    Equal entropies are taken in raster order, of low-resolution pixels and, inside the last of
-    them, of full-resolution ones.
+    Args:
+        scores: (h,w), at least 0 (what rounding put below counts as 0).
+        weights: (h,w) int64, above 0.
+
+    Returns:
+        Their mask (h,w); the flat index of the next place, and what is left of the budget for it.
+
+    Sorting all scores took 40 ms at half a million. Here a histogram of their upper 16 bits (of
+    non-negative floats the bits order as the values do) finds the few among which the border runs.
+    """
+    bits = scores.float().clamp(min=0).add(0.0).view(torch.int32).flatten()  # -0.0 + 0.0 is 0.0
+    bins, weights = (bits >> 16).long(), weights.flatten()
+    # counted by bin and weight, of which there are few: a sum of integers in any order is the same
+    least, most = int(weights.min()), int(weights.max())
+    steps = most - least + 1
+    counts = torch.bincount(bins * steps + (weights - least), minlength=(0x7F80 + 1) * steps)
+    values = torch.arange(least, most + 1, device=counts.device)
+    above = (counts.view(-1, steps) * values).sum(1).flip(0).cumsum(0)
+    # the first bin, from the highest, that does not fit as a whole
+    border = int((above <= budget).sum())
+    if border == len(above):
+        return torch.ones_like(scores, dtype=torch.bool), 0, 0
+    rest = budget - (int(above[border - 1]) if border else 0)
+    border = len(above) - 1 - border
+    mask = bins > border
+    inside = (bins == border).nonzero()[:, 0]
+    inside = inside[bits[inside].sort(descending=True, stable=True).indices]
+    total = weights[inside].cumsum(0)
+    whole = int((total <= rest).sum())
+    mask[inside[:whole]] = True
+    rest -= int(total[whole - 1]) if whole else 0
+    return mask.view(scores.shape), int(inside[whole]), rest
+
+
+class _Budget(Selector):
+    """The pixels of highest score, exactly as many as asked for: cost does not hang on the image.
+
+    Equal scores are taken in raster order, of low-resolution pixels and, inside the last of them,
+    of full-resolution ones.
 
     Args:
         fraction: share of the image's full-resolution pixels, 0..1, rounded.
@@ -148,26 +187,51 @@ class BudgetSelector(Selector):
         node = cfg.MODEL.SPARSE_REFINE.SELECTOR
         return {"fraction": node.FRACTION, "count": None if node.COUNT == -1 else node.COUNT}
 
+    @abstractmethod
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (K,h,w) -> (h,w), at least 0: the highest are refined."""
+
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
-        low = logits.shape[-2:]
-        device = logits.device
-        pixels = view.full[0] * view.full[1]
+        (height, width), low = view.full, logits.shape[-2:]
+        pixels = height * width
         budget = round(self.fraction * pixels) if self.count is None else min(self.count, pixels)
-        rows = nearest_index(view.full[0], low[0], device)
-        columns = nearest_index(view.full[1], low[1], device)
-        order = entropy(logits).flatten().sort(descending=True, stable=True).indices
-        total = pixels_under(low, view.full, device).flatten()[order].cumsum(0)
-        whole = int((total <= budget).sum())
-        mask = torch.zeros(low[0] * low[1], dtype=torch.bool, device=device)
-        mask[order[:whole]] = True
-        rest = budget - (int(total[whole - 1]) if whole else 0)
+        weights = pixels_under(low, view.full, logits.device)
+        mask, last, rest = highest(self.score(logits), weights, budget)
         if rest == 0:
-            return expand_mask(mask.view(low), view)
-        last = int(order[whole])  # taken in part: its first `rest` pixels
-        mask[last] = True
-        sites = expand_mask(mask.view(low), view)
-        block_rows = (rows == last // low[1]).nonzero()[:, 0]
-        block_columns = (columns == last % low[1]).nonzero()[:, 0]
-        y, x = sites[:, 0] + view.top - block_rows[0], sites[:, 1] + view.left - block_columns[0]
-        inside = (y >= 0) & (y < len(block_rows)) & (x >= 0) & (x < len(block_columns))
-        return sites[~(inside & (y * len(block_columns) + x >= rest))]
+            return expand_mask(mask, view)
+        row, column = last // low[1], last % low[1]  # taken in part: its first `rest` pixels
+        mask[row, column] = True
+        sites = expand_mask(mask, view)
+        top, bottom, left, right = (  # of its block: nearest_index(y) == row from here to there
+            -(-index * size // side)
+            for size, side, place in ((height, low[0], row), (width, low[1], column))
+            for index in (place, place + 1)
+        )
+        y, x = sites[:, 0] + view.top, sites[:, 1] + view.left
+        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        return sites[~(inside & ((y - top) * (right - left) + x - left >= rest))]
+
+
+@SELECTOR_REGISTRY.register()
+class BudgetSelector(_Budget):
+    """A budget of the pixels of highest entropy."""
+
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        return entropy(logits)
+
+
+@SELECTOR_REGISTRY.register()
+class MarginBudgetSelector(_Budget):
+    """A budget of the pixels whose two largest probabilities differ least."""
+
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        return 1 - margin(logits)
+
+
+@SELECTOR_REGISTRY.register()
+class RandomBudgetSelector(_Budget):
+    """A budget of low-resolution pixels by lot, always the same: what any other must beat."""
+
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(logits.shape[-2:], generator=generator).to(logits.device)
