@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -174,18 +174,14 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer(params))
 
     @classmethod
-    def build_evaluators(cls, cfg: CfgNode, dataset_name: str, resume: bool = False, tag: str = ""):
-        """`evaluation.build_evaluators`: (this project's evaluator, all of them as one)."""
-        return build_evaluators(cfg, dataset_name, resume=resume, tag=tag)
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        return cls.build_evaluators(cfg, dataset_name)[1]
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        return build_evaluators(cfg, dataset_name)[1]
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, *, resume: bool = False) -> OrderedDict:
         """Evaluate on every set of cfg.DATASETS.TEST; one set's results stand alone, several are
-        keyed by the set's name, as in DefaultTrainer. `resume`: see `build_evaluators`."""
+        keyed by the set's name, as in DefaultTrainer. `resume`: see `evaluation.build_evaluators`.
+        """
         check_datasets(cfg)
         if comm.get_world_size() > 1:  # running statistics differ where NORM is not SyncBN
             for buffer in model.buffers():
@@ -194,7 +190,7 @@ class Trainer(DefaultTrainer):
         tag = state_digest(weights, _inference_settings(cfg))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
-            ours, evaluators = cls.build_evaluators(cfg, name, resume=resume, tag=tag)
+            ours, evaluators = build_evaluators(cfg, name, resume=resume, tag=tag)
             ours.watch(model)
             loader = build_test_loader(cfg, name, keep=ours.remaining)
             results[name] = inference_on_dataset(model, loader, evaluators) or {}
