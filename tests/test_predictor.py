@@ -251,6 +251,20 @@ def test_config_from_yaml_and_weights_of_the_config(make_cfg, weights, image, tm
         SparseRefinePredictor("rgbweed/gone")
 
 
+@pytest.mark.parametrize(
+    "opts, kind, message",
+    [
+        (["MODEL.NOTHING", 1], KeyError, r"Non-existent config key: MODEL\.NOTHING"),
+        (["SEED", 1, "MODEL.DEVICE"], ValueError, "one KEY has no VALUE"),
+        (["SEED", "many"], ValueError, "SEED"),
+    ],
+)
+def test_bad_pairs_of_a_config(make_cfg, opts, kind, message):
+    """As those of a yaml: engine.load_config."""
+    with pytest.raises(kind, match=message):
+        SparseRefinePredictor(make_cfg(), opts=opts)
+
+
 def test_devices(make_cfg, weights, image):
     made = SparseRefinePredictor(make_cfg("MODEL.DEVICE", "cuda"), weights(), device="cpu")
     assert made.model.device.type == "cpu" and made(image)["labels"].device.type == "cpu"

@@ -8,6 +8,7 @@ import logging
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -202,11 +203,10 @@ class Trainer(DefaultTrainer):
         return results
 
 
-def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
+def load_config(path: str, opts: Sequence = ()) -> CfgNode:
     """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
 
-    MODEL.DEVICE becomes "cpu" where there is no CUDA device. The yaml's PROJECTS are imported,
-    folders of DATASETS.FOLDERS are registered.
+    The yaml's PROJECTS are imported; the rest is as `with_options` has it.
 
     Raises:
         KeyError: a key that is not declared, with its name.
@@ -216,6 +216,20 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
     import_projects(cfg, named_projects(path, opts))
     add_sparse_refine_config(cfg)
     cfg.merge_from_file(path)
+    return with_options(cfg, opts)
+
+
+def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
+    """A frozen copy of a config with KEY VALUE pairs, ready for a model to be built of it.
+
+    MODEL.DEVICE becomes "cpu" where there is no CUDA device; folders of DATASETS.FOLDERS are
+    registered.
+
+    Raises:
+        KeyError, ValueError: as `load_config`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
     try:
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # how yacs says it of pairs, where it raises for a yaml

@@ -18,9 +18,9 @@ from detectron2.data.catalog import Metadata
 from . import model_zoo
 from .build import base_score_type
 from .coarse import to_logits
-from .data import SegmentationMapper, read_image, register_folders
+from .data import SegmentationMapper, read_image
 from .data.mapper import inference_input
-from .engine import load_config, load_model
+from .engine import load_config, load_model, with_options
 from .labels import argmax_labels
 from .meta_arch import SparseRefine
 from .pictures import distinct_colors
@@ -53,7 +53,8 @@ class SparseRefinePredictor:
             set in DATASETS.TEST, else DATASETS.CLASS_NAMES, else made up.
 
     Raises:
-        ValueError: no such name, file or device, or what `load_model` raises.
+        ValueError: no such name, file or device.
+        KeyError, ValueError, FileNotFoundError: what `load_config` and `load_model` raise.
     """
 
     def __init__(
@@ -147,14 +148,7 @@ def _config(cfg_or_name, weights, device, opts: list) -> CfgNode:
     if device is not None:
         opts = [*opts, "MODEL.DEVICE", _checked_device(device)]
     if isinstance(cfg_or_name, CfgNode):
-        cfg = cfg_or_name.clone()
-        cfg.defrost()
-        cfg.merge_from_list(opts)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            cfg.MODEL.DEVICE = "cpu"
-        cfg.freeze()
-        register_folders(cfg)
-        return _with_base(cfg)
+        return _with_base(with_options(cfg_or_name, opts))
     name = os.fspath(cfg_or_name)
     if os.path.isfile(name):
         cfg = load_config(name, opts)
