@@ -39,7 +39,7 @@ from pathlib import Path
 
 import detectron2
 import torch
-from arguments import positive
+from arguments import output_file, positive
 from model_benchmark.arms import build_models, read_sites
 from model_benchmark.records import measure, table
 from tabulate import tabulate
@@ -57,8 +57,6 @@ PRECISIONS = ("float32", "bfloat16")
 def main(arguments: list[str] | None = None) -> None:
     parser = argument_parser()
     args = parser.parse_args(arguments)
-    if not args.json.resolve().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist")
     keep_freed_memory()
     size = (args.height, args.width)
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", *args.opts]
@@ -119,7 +117,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--channels-last", action="store_true", help="MODEL.CHANNELS_LAST True")
     parser.add_argument("--repeats", type=positive, default=3, help="rounds")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--json", type=output_file, required=True, metavar="OUT")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
 

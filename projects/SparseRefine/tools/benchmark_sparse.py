@@ -57,10 +57,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-from pathlib import Path
 
 import torch
-from arguments import positive
+from arguments import output_file, positive
 from sparse_benchmark.masks import neighbours_present, read_masks, synthetic_mask
 from sparse_benchmark.peers import ENGINES, why_absent
 from sparse_benchmark.records import Recorder
@@ -80,8 +79,6 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-    if not args.json.resolve().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist")
     keep_freed_memory()
     try:
         masks = read_masks(args.masks) if args.masks else {"a made-up mask": synthetic_mask()}
@@ -123,7 +120,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--masks", nargs="+", help="images, not 0 where a site is, or folders of them; else made up"
     )
-    parser.add_argument("--json", type=Path, required=True, help="file for the records")
+    parser.add_argument("--json", type=output_file, required=True, help="file for the records")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     for option, default, what in (

@@ -37,7 +37,7 @@ from pathlib import Path
 
 import detectron2
 import torch
-from arguments import positive
+from arguments import output_file, positive
 from benchmark import PACKAGES, PRECISIONS
 from model_benchmark import merging
 from model_benchmark.arms import read_sites
@@ -54,8 +54,6 @@ from sparse_refine.modeling.token_merging import PRESETS
 def main(arguments: list[str] | None = None) -> None:
     parser = argument_parser()
     args = parser.parse_args(arguments)
-    if not args.json.resolve().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist")
     keep_freed_memory()
     size = (args.height, args.width)
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", "MODEL.CHANNELS_LAST", args.channels_last]
@@ -121,7 +119,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--channels-last", action="store_true", help="MODEL.CHANNELS_LAST True")
     parser.add_argument("--repeats", type=positive, default=3, help="rounds")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for them")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--json", type=output_file, required=True, metavar="OUT")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
 

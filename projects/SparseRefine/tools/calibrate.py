@@ -34,12 +34,18 @@ Use images that the base was not trained on: on its training images it is surer 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import torch
-from arguments import positive
+from arguments import (
+    add_model,
+    check_model,
+    check_refines,
+    errors_in_a_line,
+    load_refining,
+    positive,
+)
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -50,8 +56,8 @@ from sparse_refine.calibration.images import Images, dicts_of_folder
 from sparse_refine.calibration.kinds import KINDS, kind_of, rounded
 from sparse_refine.engine import Trainer, check_datasets, load_config
 from sparse_refine.memory import keep_freed_memory
-from sparse_refine.predictor import SparseRefinePredictor
 
+NOTHING_TO_CALIBRATE = "only SparseRefine has something to calibrate"
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -59,10 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argument_parser()
     args = parser.parse_args(arguments)
     keep_freed_memory()
-    try:
+    with errors_in_a_line(parser):
         calibrate(args)
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        parser.error(error.args[0] if isinstance(error, KeyError) else str(error))
 
 
 def calibrate(args: argparse.Namespace) -> None:
@@ -155,8 +159,7 @@ def check(args: argparse.Namespace) -> None:
     leaf = args.output / "calibrated.yaml"
     if leaf.exists() and not args.force:
         raise FileExistsError(f"{leaf} exists: choose another --output, or --force replaces it")
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise FileNotFoundError(f"--config-file {args.config_file} does not exist")
+    check_model(args)
     limits = {"fraction": 1, "keep_accuracy": 1, "seconds": float("inf")}
     for name, high in limits.items():
         value = getattr(args, name)
@@ -167,7 +170,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--fractions {wrong[0]:g}: shares of the pixels, above 0, up to 1")
     if args.labels and not args.images:
         raise ValueError("--labels belongs to --images")
-    if args.weights and (args.model or args.base_only):
+    if args.weights and args.base_only:
         raise ValueError("--weights are a refiner's, for a --config-file without --base-only")
     if args.base_only and (args.model or args.fraction is None):
         raise ValueError("--base-only goes with --config-file and --fraction: nothing is refined")
@@ -188,17 +191,10 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
     options += args.opts
     if args.base_only:
         cfg = model_zoo.with_base_weights(load_config(args.config_file, options))
+        check_refines(args, cfg, NOTHING_TO_CALIBRATE)
     else:
-        predictor = SparseRefinePredictor(
-            args.model or args.config_file, args.weights, opts=options
-        )
+        predictor = load_refining(args, options, NOTHING_TO_CALIBRATE)
         cfg = predictor.cfg
-    if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
-        raise ValueError(
-            f"{args.model or args.config_file}: MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which refines nothing: only SparseRefine has "
-            "something to calibrate"
-        )
     if args.dataset:
         check_datasets(cfg)
     if not args.base_only:
@@ -220,10 +216,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME", help="of the model zoo: rgbweed/sparse_refine")
-    source.add_argument("--config-file", metavar="C", help="yaml of a SparseRefine")
-    parser.add_argument("--weights", metavar="W", help="else MODEL.WEIGHTS of the config")
+    add_model(parser)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--images", type=Path, metavar="FOLDER", help="your images")
     data.add_argument("--dataset", metavar="NAME", help="or a registered split")

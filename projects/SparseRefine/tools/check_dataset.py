@@ -24,7 +24,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
-import yaml
+from arguments import errors_in_a_line, output_file
 from tqdm import tqdm
 
 from sparse_refine.data.checking import (
@@ -46,10 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(arguments)
     check_arguments(parser, args)
-    try:
+    with errors_in_a_line(parser):
         todo, findings = what_to_check(args)
-    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
-        parser.error(error.args[0] if isinstance(error, KeyError) else str(error))
     checks = [
         check_dataset(listing, classes, ignore, args.workers, _bar(listing.name))
         for listing, classes, ignore in todo
@@ -119,7 +117,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read"
     )
     parser.add_argument("--show", type=int, default=10, help="messages of each kind; 10")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all of it, for programs")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="all of it, for programs")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     return parser
@@ -137,8 +135,6 @@ def check_arguments(parser: argparse.ArgumentParser, args) -> None:
         parser.error(f"--classes {args.classes}: at least 1 is needed")
     if args.opts and not args.config_file:
         parser.error(f"{args.opts[0]}: KEY VALUE pairs belong to --config-file")
-    if args.json and not args.json.resolve().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ Every budget of --fractions is one more prediction of each image.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from arguments import positive
+from arguments import add_model, errors_in_a_line, load_refining, positive
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 from visual_report import pictures, plots
@@ -45,20 +44,16 @@ FRACTIONS = (0.02, 0.05, 0.1, 0.2)
 def main(arguments: list[str] | None = None) -> None:
     parser = argument_parser()
     args = parser.parse_args(arguments)
-    if args.model and args.weights:
-        parser.error("--weights belongs to --config-file; a model of the zoo has its own")
     wrong = [f for f in args.fractions if not 0 < f <= 1]
     if wrong:
         parser.error(f"--fractions {wrong[0]:g}: shares of the pixels, above 0, up to 1")
     keep_freed_memory()
-    try:
+    with errors_in_a_line(parser):
         plots.require_matplotlib()
         check_replaceable(args.output, MARK)
         predictor = load(args)
         name = predictor.cfg.DATASETS.TEST[0]
         loader = build_test_loader(predictor.cfg, name, keep=lambda dicts: dicts[: args.limit])
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        parser.error(error.args[0] if isinstance(error, KeyError) else str(error))
     cfg = predictor.cfg
     with whole_folder(args.output, MARK) as folder, tempfile.TemporaryDirectory() as scratch:
         measured = measure(
@@ -102,21 +97,11 @@ def load(args) -> SparseRefinePredictor:
     options = [*IN_PROCESS, "MODEL.SPARSE_REFINE.OUTPUT", "labels", "DATASETS.TRAIN", ()]
     if args.dataset:
         options += ["DATASETS.TEST", (args.dataset,)]
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise FileNotFoundError(f"--config-file {args.config_file} does not exist")
-    predictor = SparseRefinePredictor(
-        args.model or args.config_file, args.weights, opts=[*options, *args.opts]
-    )
-    cfg = predictor.cfg
-    if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
-        raise ValueError(
-            f"{args.model or args.config_file}: MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which refines nothing; this report is of what "
-            "SparseRefine did. For a dense model: train_net.py --eval-only"
-        )
-    if not cfg.DATASETS.TEST:
+    why = "this report is of what SparseRefine did. For a dense model: train_net.py --eval-only"
+    predictor = load_refining(args, [*options, *args.opts], why)
+    if not predictor.cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: name a data set with --dataset")
-    check_datasets(cfg)
+    check_datasets(predictor.cfg)
     return predictor
 
 
@@ -151,10 +136,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME", help="of the model zoo: rgbweed/sparse_refine")
-    source.add_argument("--config-file", metavar="C", help="yaml of a SparseRefine")
-    parser.add_argument("--weights", metavar="W", help="else MODEL.WEIGHTS of the config")
+    add_model(parser)
     parser.add_argument("--dataset", metavar="NAME", help="else the first of DATASETS.TEST")
     parser.add_argument("--output", type=Path, required=True, metavar="R", help="folder to make")
     parser.add_argument("--limit", type=positive, metavar="N", help="its first N images only")
