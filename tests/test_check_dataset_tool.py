@@ -140,7 +140,10 @@ def test_folders_of_a_config(run, tmp_path, folders, make_cfg):
         (["--config-file", "no_such.yaml"], "no_such.yaml"),
         (["--images", "x", "--labels", "y", "--classes", "0"], "--classes 0"),
         (["--images", "x", "--labels", "y", "A", "1"], "A: KEY VALUE pairs belong to"),
-        (["--images", "x", "--labels", "y", "--json", "nowhere/x.json"], "argument --json: nowhere/x.json: its folder does not exist"),
+        (
+            ["--images", "x", "--labels", "y", "--json", "nowhere/x.json"],
+            "--json: nowhere/x.json: its folder",
+        ),
     ],
 )
 def test_wrong_command_lines(run, arguments, message):
