@@ -66,6 +66,14 @@ def test_gate_looks_at_each_pixel_by_itself():
     assert torch.allclose(fused, torch.cat(parts), atol=1e-6)
 
 
+def test_gate_is_the_same_with_gradients_and_without():
+    module = GatedEnsembler(num_classes=5)
+    coarse, refined = torch.randn(999, 5) * 4, torch.randn(999, 5)
+    with torch.no_grad():
+        alone = module(coarse, refined)
+    assert torch.allclose(module(coarse, refined), alone, atol=1e-5)
+
+
 def test_gate_has_the_sizes_of_the_paper():
     # 19 classes, 64 wide: 40 * 64 + 64 + 64 * 2 + 2 and 19 * 64 + 64 + 64 * 19 + 19
     module = GatedEnsembler(num_classes=19)

