@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine.sparse import Pyramid, TorchGrid, functional, torch_engine
+from sparse_refine.sparse import Pyramid, TorchGrid, functional, products, torch_engine
 
 MODES = ("floor", "reach")
 OPERATIONS = ("submanifold", "down", "up")
@@ -16,6 +16,7 @@ CASES = {
     "none": ([(6, 8)], 0.0),
     "one": ([(6, 8)], None),
     "all": ([(6, 8)], 1.0),
+    "all of two": ([(5, 6), (5, 6)], 1.0),
     "odd": ([(11, 7)], 0.4),
     "one pixel": ([(1, 1)], 1.0),
     "batch": ([(9, 30), (1, 1), (22, 7), (16, 15)], 0.3),
@@ -23,12 +24,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=("windows", "runs", "frame"), autouse=True)
+@pytest.fixture(params=("windows", "runs", "frame", "images"), autouse=True)
 def form(request, monkeypatch):
     """Each form of a submanifold convolution's map, whatever suits these small levels."""
 
     def chosen(level, weight):
-        return request.param if level.count else "windows"
+        possible = level.whole if request.param == "images" else level.count
+        return request.param if possible else "windows"
 
     monkeypatch.setattr(torch_engine, "best_form", chosen)
 
@@ -247,3 +249,23 @@ def test_features_of_another_type_follow_the_weight():
     features, weight = inputs_of(grid, "submanifold", torch.float32)
     assert grid.submanifold(features.half(), weight, 0).dtype == torch.float32
     assert grid.submanifold(features, weight.double(), 0).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "sizes, count, whole",
+    [
+        ([(5, 6)], 30, True),
+        ([(5, 6), (5, 6)], 60, True),
+        ([(5, 6), (5, 6)], 59, False),
+        ([(5, 6), (6, 5)], 60, False),  # as many pixels, but no stack of images
+        ([(5, 6), (0, 0)], 30, False),
+        ([(0, 0)], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_only_whole_images_go_without_a_map(sizes, count, whole):
+    yx = [F.pad(torch.ones(size).nonzero(), (1, 0), value=i) for i, size in enumerate(sizes)]
+    sites = torch.cat([torch.zeros(0, 3, dtype=torch.int64), *yx])[:count]
+    level = Pyramid(sites, sizes, 1).levels[0]
+    assert level.whole == whole
+    assert (products.best_form(level, torch.zeros(9, 4, 4)) == "images") == whole

@@ -37,11 +37,16 @@ def sparse_conv(
         residual = residual.to(dtype)
     if bias is not None:
         bias = bias.to(dtype)
-    if not torch.is_grad_enabled():
+    if kernel_map.images is not None:
+        output = _convolve_images(features, weight, kernel_map.images, bias)
+        if not torch.is_grad_enabled():
+            output = output.relu_() if relu else output
+            return output if residual is None else output.add_(residual)
+    elif not torch.is_grad_enabled():
         return _convolve(features, weight, kernel_map, bias, relu, residual)
-    output = _SparseConv.apply(features, weight, kernel_map)
-    if bias is not None:
-        output = output + bias
+    else:
+        output = _SparseConv.apply(features, weight, kernel_map)
+        output = output if bias is None else output + bias
     if relu:
         output = F.relu(output)
     return output if residual is None else output + residual
@@ -68,6 +73,13 @@ class _SparseConv(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         return *_gradients(features, weight, gradient, ctx.kernel_map.transposed, *wanted), None
+
+
+def _convolve_images(features, weight, images: tuple[int, int, int], bias):
+    """torch's own convolution: rows of pixels in raster order are images with channels last."""
+    pixels = features.view(*images, -1).permute(0, 3, 1, 2)
+    kernel = weight.view(3, 3, *weight.shape[1:]).permute(3, 2, 0, 1)
+    return F.conv2d(pixels, kernel, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None):

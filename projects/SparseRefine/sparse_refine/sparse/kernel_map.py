@@ -15,6 +15,8 @@ A 3x3 convolution comes in one of three forms, the cheapest for its level and ch
   another. That gathers a third as much, and multiplies at the empty positions for nothing;
 - frame: the table is the whole canvas, and a window is three places of three lines of it. Where
   nearly all pixels are sites, there is little to leave out.
+
+Where all are, the features are images already, and there is no map: `KernelMap.images`.
 """
 
 from __future__ import annotations
@@ -109,11 +111,13 @@ class TapGroup:
 
 @dataclass
 class KernelMap:
-    """`inputs` and `outputs`: numbers of rows. `transposed` exchanges them."""
+    """`inputs` and `outputs`: numbers of rows. `transposed` exchanges them. `images`: (B,H,W) where
+    the rows are all pixels of images, in raster order; then there are no groups."""
 
     inputs: int
     outputs: int
     groups: list[TapGroup]
+    images: tuple[int, int, int] | None = None
     transposed: KernelMap | None = field(default=None, repr=False)
 
 
@@ -129,7 +133,9 @@ def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
 
 
 def submanifold_map(level: Level, form: str) -> KernelMap:
-    """3x3, stride 1, output sites = input sites, in form "windows", "runs" or "frame"."""
+    """3x3, stride 1, output sites = input sites, in form "windows", "runs", "frame" or "images"."""
+    if form == "images":
+        return KernelMap(level.count, level.count, [], (len(level.sizes), *level.sizes[0]))
     if form == "frame":
         table = level.index.clone()[:, None]
         taps = tuple((k,) for k in range(9))

@@ -44,6 +44,13 @@ class Level:
         return len(self.sites)
 
     @property
+    def whole(self) -> bool:
+        """Whether all pixels of images of one size are sites: their features are images."""
+        height, width = self.sizes[0] if self.sizes else (0, 0)
+        same = all(tuple(size) == (height, width) for size in self.sizes)
+        return same and 0 < self.count == len(self.sizes) * height * width
+
+    @property
     def index(self) -> torch.Tensor:
         if self._index is None:
             index = torch.full(
