@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sparse_refine.data import read_image, read_labels
-from sparse_refine.panel import refinement_panel
+from sparse_refine.panel import draw_window, refinement_panel
 from sparse_refine.pictures import (
     changed_picture,
     densest_window,
@@ -127,6 +127,15 @@ def test_selected_and_changed(image):
     assert (picture[selected] == COLORS[2]).all()
     rest = picture[~selected]
     assert (rest == rest[:, :1]).all() and rest.max() < 100
+
+
+def test_a_frame_lies_around_its_window():
+    """Of 20 x 40 pixels at (10, 30) of an image of 100 x 200, on a picture of half its size."""
+    picture = np.zeros((50, 100, 3), np.uint8)
+    draw_window(picture, (10, 30), (20, 40), (100, 200), (255, 0, 0))
+    y, x = picture[..., 0].nonzero()
+    assert (y.min(), y.max(), x.min(), x.max()) == (4, 15, 14, 35)  # two pixels wide
+    assert not picture[7:13, 17:33].any() and not picture[..., 1:].any()
 
 
 def test_densest_window():

@@ -71,7 +71,7 @@ def refinement_panel(
         tiles.append(fit_tile(picture, tile, changed if title.startswith("changed") else None))
         if close_up:
             details.append(np.ascontiguousarray(picture[top : top + tile, left : left + tile]))
-            draw_window(tiles[-1], (top, left, tile), changed.shape)
+            draw_window(tiles[-1], (top, left), (tile, tile), changed.shape)
     ids = labels["fused"].astype(np.uint16)
     counts = cv2.calcHist([ids], [0], None, [len(colors)], [0, len(colors)]).ravel()
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
@@ -105,16 +105,18 @@ def fit_tile(picture: np.ndarray, side: int, keep: np.ndarray | None) -> np.ndar
 
 def draw_window(
     picture: np.ndarray,
-    window: tuple[int, int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
     full: tuple[int, int],
     color: tuple[int, int, int] = _INK,
 ) -> None:
-    """A frame around the window (top, left, side) of an image of size `full`, in place."""
-    top, left, side = window
+    """A frame, in place, around the window of `size` (height, width) whose `corner` (top, left) is
+    that of an image of size `full`; the picture shows that image at any size."""
+    (top, left), (height, width) = corner, size
     scale_y, scale_x = picture.shape[0] / full[0], picture.shape[1] / full[1]
-    corner = round(left * scale_x), round(top * scale_y)
-    other = round((left + side) * scale_x) - 1, round((top + side) * scale_y) - 1
-    cv2.rectangle(picture, corner, other, color, 2)
+    first = round(left * scale_x), round(top * scale_y)
+    last = round((left + width) * scale_x) - 1, round((top + height) * scale_y) - 1
+    cv2.rectangle(picture, first, last, color, 2)
 
 
 def lay_out(tiles: list[np.ndarray], titles: list[str], legend: list[tuple]) -> np.ndarray:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from sparse_refine.evaluation.stages import STAGES
+from sparse_refine.panel import draw_window
 from sparse_refine.pictures import densest_window, entropy_picture, overlay, selected_picture
 
 from .runner import Result
@@ -49,18 +50,16 @@ def draw(result: Result, opacity: float) -> Pictures:
         picture = overlay(result.image, labels, result.colors, opacity)
         detail = picture[window]
         close.append(detail.repeat(ENLARGED, 0).repeat(ENLARGED, 1))
-        scale_y, scale_x, small = _shrink(picture)
+        small = _shrink(picture)
         if detail.shape != picture.shape:
-            corner = round(left * scale_x), round(top * scale_y)
-            end = round((left + WINDOW[1]) * scale_x), round((top + WINDOW[0]) * scale_y)
-            cv2.rectangle(small, corner, end, (255, 255, 255), 2)
+            draw_window(small, (top, left), WINDOW, result.labels.shape, (255, 255, 255))
         whole.append(small)
     size = whole[0].shape[:2]
     return Pictures(
         tuple(whole),
         tuple(close),
         entropy_picture(result.entropy, size, len(result.class_names)),
-        _shrink(selected_picture(result.image, result.selected))[2],
+        _shrink(selected_picture(result.image, result.selected)),
     )
 
 
@@ -149,10 +148,9 @@ def _window(result: Result) -> tuple[int, int]:
     return densest_window(busiest.astype(np.float32), WINDOW)
 
 
-def _shrink(picture: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Factors of both sides and a picture no longer than `SIDE`; never enlarged."""
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """A picture whose sides are at most `SIDE`; never enlarged."""
     height, width = picture.shape[:2]
     factor = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return size[1] / height, size[0] / width, small
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -127,7 +127,7 @@ def page(shown: View) -> np.ndarray:
     size = shown.pictures["image"].shape[:2]
     for name, (top, left) in shown.windows.items():
         for tile in tiles:
-            draw_window(tile, (top, left, TILE), size, FRAMES[name])
+            draw_window(tile, (top, left), (TILE, TILE), size, FRAMES[name])
     titles = list(titles.values())
     for name, (top, left) in shown.windows.items():
         for key in ("image", "coarse", "refined", "truth", "selected", "changes"):
@@ -149,7 +149,7 @@ def thumbnails(shown: View, kind: str) -> dict[str, np.ndarray]:
     top, left = window or (0, 0)
     if window:
         for tile in results.values():
-            draw_window(tile, (top, left, TILE), size, FRAMES[kind])
+            draw_window(tile, (top, left), (TILE, TILE), size, FRAMES[kind])
     for key in ("truth", "coarse", "refined", "changes"):
         picture, mask = shown.pictures[key], shown.masks.get(key)
         if window:
