@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""demo.py with a tiny random model, and files for it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparse_refine.checkpoint import save_weights
+from sparse_refine.engine import Trainer
+from sparse_refine.predictor import SparseRefinePredictor
+
+DEMO = Path(__file__).resolve().parents[3] / "projects" / "SparseRefine" / "demo"
+
+
+@pytest.fixture
+def part(monkeypatch):
+    """load(module) of the demo's folder."""
+    monkeypatch.syspath_prepend(DEMO)
+    return importlib.import_module
+
+
+@pytest.fixture
+def model(tmp_path, make_cfg):
+    """write(*options of the config) -> [--config-file, C, --weights, W], random ones."""
+
+    def write(*options) -> list[str]:
+        torch.manual_seed(0)
+        cfg = make_cfg(*options)
+        yaml, weights = tmp_path / "model.yaml", tmp_path / "model.safetensors"
+        yaml.write_text(cfg.dump())
+        save_weights(Trainer.build_model(cfg).state_dict(), str(weights))
+        return ["--config-file", str(yaml), "--weights", str(weights)]
+
+    return write
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, part, model):
+    """run(*arguments, model options) -> exit code, writing to tmp_path/out."""
+    spec = importlib.util.spec_from_file_location("demo_of_images", DEMO / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
+
+    def main(*arguments, options=()) -> int:
+        try:
+            first = [] if "--model" in arguments else model(*options)
+            rest = ["--output", tmp_path / "out", *arguments]
+            return demo.main([str(argument) for argument in (*first, *rest)])
+        except SystemExit as error:  # argparse
+            return error.code
+
+    return main
+
+
+@pytest.fixture
+def picture():
+    """picture(seed, size) -> (H,W,3) uint8."""
+    return _picture
+
+
+@pytest.fixture
+def save():
+    """save(path, seed, **options of picture) -> the path of an image."""
+    return _save
+
+
+@pytest.fixture
+def video():
+    """video(path, frames, rate, size) -> the path of one."""
+    return _video
+
+
+@pytest.fixture
+def written():
+    """written(folder) -> names of its files."""
+    return _written
+
+
+@pytest.fixture
+def predicted():
+    """predicted(model, path) -> labels (H,W), as the predictor gives them."""
+    return _predicted
+
+
+def _picture(seed: int = 0, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _save(path: Path, seed: int = 0, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_picture(seed, **options)).save(path)
+    return path
+
+
+def _video(path: Path, frames: int = 6, rate: float = 12.5, size=(48, 64)) -> Path:
+    """Frames that turn from dark to light, so that their order can be told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = "MJPG" if path.suffix == ".avi" else "mp4v"
+    file = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*kind), rate, size[::-1])
+    for index in range(frames):
+        file.write(_picture(0, size) // 8 + np.uint8(35 * index % 210))
+    file.release()
+    return path
+
+
+def _written(folder: Path) -> list[str]:
+    """Files of the output but for the journal; hidden ones, unfinished ones, too."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".sparse_refine_demo.jsonl"
+    )
+
+
+def _predicted(model, path: Path) -> np.ndarray:
+    _, config, _, weights = model()
+    return SparseRefinePredictor(config, weights)(path)["labels"].numpy()
