@@ -59,7 +59,7 @@ def web(tmp_path_factory, make_cfg):
             runner = Runner(predictors, limits)
             listener = server.listen("127.0.0.1", 0)
             gate = server.application(
-                page.build(runner, [str(example)]), files, limits.bytes, "127.0.0.1"
+                page.build(runner, [str(example)]), files, limits.bytes, "127.0.0.1", "Here"
             )
             config = uvicorn.Config(gate, log_level="error", timeout_graceful_shutdown=1)
             running = uvicorn.Server(config)

@@ -243,6 +243,23 @@ def test_program_says_what_is_wrong_with_its_arguments(tmp_path):
     assert "make web" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1"])
+def test_hosts_have_names_and_addresses(web, host):
+    from web_app import server
+
+    with server.listen(host, 0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host, port", [("no.such.host.invalid", 0), ("a" * 70, 0), ("", 0),
+                                        ("1.2.3.4.5", 0), ("localhost", 65536)])  # fmt: skip
+def test_hosts_and_ports_that_there_are_not(web, host, port):
+    from web_app import server
+
+    with pytest.raises(OSError, match=f"cannot listen on --host {host} --port {port}: .+; give"):
+        server.listen(host, port)
+
+
 def test_models_that_the_page_cannot_show(web):
     from web_app.runner import load_predictors
 

@@ -141,7 +141,7 @@ def test_other_sites_cannot_use_it(client):
     for origin in ("https://evil.example", "null", "http://[", "http://127.0.0.1.evil.example"):
         assert client.request("GET", "/config", headers={"Origin": origin})[0] == 403
     port = client.address.split(":")[1]
-    for name in ("127.0.0.1", "localhost"):
+    for name in ("127.0.0.1", "localhost", "here"):  # the last as it was told to listen
         headers = {"Host": f"{name}:{port}", "Origin": f"http://{name}:{port}"}
         assert client.request("GET", "/config", headers=headers)[0] == 200
 

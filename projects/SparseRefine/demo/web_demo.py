@@ -30,7 +30,11 @@ def argument_parser() -> argparse.ArgumentParser:
         help="of the model zoo; several give a choice (default: all that refine)")  # fmt: skip
     add("--config-file", help="yaml of a SparseRefine of your own")
     add("--weights", help="its checkpoint (default: its MODEL.WEIGHTS)")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine's")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="name or address to listen on; 0.0.0.0: all of the machine's",
+    )
     add("--port", type=int, default=7860, help="0: any that is free")
     add("--max-megabytes", type=float, default=32, help="of 2**20 bytes, of an uploaded file")
     add("--max-megapixels", type=float, default=24, help="of an uploaded image")
@@ -95,8 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
         keep_freed_memory()
         Image.MAX_IMAGE_PIXELS = limits.pixels  # Pillow's own limit must not lie below this one
         blocks = page.build(Runner(predictors, limits), examples)
-        host = listener.getsockname()[0]
-        served = serve(application(blocks, folder, limits.bytes, host), listener)
+        address = listener.getsockname()[0]
+        app = application(blocks, folder, limits.bytes, address, args.host)
+        served = serve(app, listener)
     sys.stdout.flush()
     os._exit(0 if served else 1)  # else it would wait, minutes, for a model that is running
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("keys.js")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @contextlib.contextmanager
@@ -30,27 +31,31 @@ def private_folder() -> Iterator[Path]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """A listening socket; port 0 takes a free one. Of a name that has several addresses it takes
+    the first of IPv4.
 
     Raises:
         OSError: with what to do about it.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        return socket.create_server((address[0], port, *address[2:]), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:  # of the port, of a name's characters
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; give "
-            "another --port (0 takes any that is free) or --host"
+            f"cannot listen on --host {host} --port {port}: {reason}; give another --port (0 takes "
+            "any that is free) or --host"
         ) from error
 
 
-def application(page, folder: Path, max_bytes: int, host: str):
+def application(page, folder: Path, max_bytes: int, address: str, name: str):
     """The page behind its gate, an ASGI application.
 
     Args:
         page: gradio's Blocks. folder: of `private_folder`.
-        max_bytes: of an upload. host: the address that it will be served at.
+        max_bytes: of an upload. address: that it will be served at. name: the host's, which the
+            address was found by, or the address.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -77,7 +82,8 @@ def application(page, folder: Path, max_bytes: int, host: str):
     )
     # A mounted page is never launched, and gradio checks the paths of inputs in launched ones only.
     page.has_launched = True
-    return Gate(app, folder, max_bytes, _names(host))
+    hosts = {*_LOOPBACK, address, name.lower()} if _is_loopback(address) else None
+    return Gate(app, folder, max_bytes, hosts)
 
 
 def serve(app, listener: socket.socket) -> bool:
@@ -105,7 +111,7 @@ def serve(app, listener: socket.socket) -> bool:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
-    if _names(host) is None:
+    if not _is_loopback(host):
         print("There is no password: whoever reaches this address can use it.", flush=True)
     # uvicorn raises the signal again when it is done
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
@@ -113,11 +119,9 @@ def serve(app, listener: socket.socket) -> bool:
     return server.started
 
 
-def _names(host: str) -> set[str] | None:
-    """Names of a loopback address; None for one that others reach, by names not known here."""
-    if ipaddress.ip_address(host).is_loopback:
-        return {"localhost", "127.0.0.1", "::1", host}
-    return None
+def _is_loopback(address: str) -> bool:
+    """Else others reach it, by names not known here."""
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _theme(gr):
