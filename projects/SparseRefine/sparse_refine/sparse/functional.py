@@ -105,8 +105,7 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
     gradient = gradient.contiguous()
     to_features = to_weight = None
     if of_weight:  # half precision would lose small terms of a sum over a million sites
-        sums_dtype = torch.promote_types(weight.dtype, torch.float32)
-        to_weight = torch.zeros_like(weight)
+        sums = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     if of_features:
         to_features = torch.empty_like(features)
         if kernel_map.inputs == 0:
@@ -115,9 +114,6 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
     for group in kernel_map.groups if kernel_map.inputs else ():
         multiply = product(group, weight.transpose(1, 2), None)
         source = sources[group.absent is None]
-        if of_weight:
-            shape = (len(group.taps), len(group.taps[0]) * gradient.shape[1], features.shape[1])
-            sums = gradient.new_zeros(shape, dtype=sums_dtype)
         for chunk in group.chunks(_step(group, gradient)):
             gathered = _gather(source, group, chunk)
             if of_features:
@@ -128,11 +124,13 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
                 if chunk.pick is not None:
                     windows = rows.new_zeros(len(gathered) - group.overlap, rows.shape[1])
                     rows = windows.index_copy_(0, chunk.pick, rows)
-                correlate_(sums, gathered, rows, group.line)
-        if of_weight:
-            taps = [k for place in group.taps for k in place]
-            for tap, part in zip(taps, sums.view(len(taps), -1, features.shape[1])):
-                to_weight[tap] = part.t()
+                correlate_(sums, group, gathered, rows, add=chunk.start > 0)
+    if of_weight:
+        idle = [g for g in kernel_map.groups if g.outputs == 0] if kernel_map.inputs else [None]
+        for group in idle:
+            taps = range(9) if group is None else [k for place in group.taps for k in place]
+            sums[list(taps)] = 0
+        to_weight = sums.to(weight.dtype)
     return to_features, to_weight
 
 

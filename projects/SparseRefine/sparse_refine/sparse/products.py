@@ -20,20 +20,25 @@ from .pyramid import Level
 def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     """A function from gathered rows (n + overlap, T C_in) to products (n,C_out)."""
     taps, width = [k for place in group.taps for k in place], len(group.taps)
-    weight = weight if taps == list(range(9)) else weight[taps]
     outputs, length = weight.shape[2], len(taps) // width * weight.shape[1]
+    in_place = weight.stride(2) == 1 and taps == list(range(9))
 
-    @functools.cache  # made where it is needed: a copy unless it lies so already
+    # each is made where it is needed: a copy unless it lies so already
+    @functools.cache
+    def chosen():
+        return weight if taps == list(range(9)) else weight[taps]
+
+    @functools.cache
     def kernel():
         high, wide = (3, 3) if group.line else (1, width)
-        matrix = weight.permute(2, 0, 1).reshape(outputs, high, wide, length)
+        matrix = chosen().permute(2, 0, 1).reshape(outputs, high, wide, length)
         return matrix.permute(0, 3, 1, 2)
 
     @functools.cache
     def matrix():
         if weight.stride(2) == 1:
-            return weight.reshape(-1, outputs)
-        return weight.permute(2, 0, 1).reshape(outputs, -1).t()
+            return chosen().reshape(-1, outputs)
+        return chosen().permute(2, 0, 1).reshape(outputs, -1).t()
 
     def by_convolution(gathered):
         # oneDNN's convolution reads overlapping windows in place, and in float32 its 1 x 1 one is
@@ -50,6 +55,15 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
             return torch.mm(windows, matrix())
         return torch.addmm(bias, windows, matrix())
 
+    def by_taps(gathered):
+        # one product a tap: slower, but without any copy of the weights
+        parts = gathered.split(weight.shape[1], dim=1)
+        first, *rest = zip(parts, taps)
+        result = first[0] @ weight[first[1]]
+        for part, tap in rest:
+            result.addmm_(part, weight[tap])
+        return result if bias is None else result.add_(bias)
+
     if group.line or (width > 1 and on_onednn(weight)):
         return by_convolution
     if not on_onednn(weight):
@@ -58,8 +72,11 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     def either(gathered):
         # a convolution brings the weights into an order of its own, at each call: not worth it for
         # a few rows, nor where `mm` has the same kernels
-        few = len(gathered) < 2 * outputs
-        return (by_product if few or weight.dtype != torch.float32 else by_convolution)(gathered)
+        if weight.dtype != torch.float32:
+            return by_product(gathered)
+        if len(gathered) >= 2 * outputs:
+            return by_convolution(gathered)
+        return (by_product if in_place else by_taps)(gathered)
 
     return either
 
@@ -96,22 +113,34 @@ def best_form(level: Level, weight: torch.Tensor) -> str:
     return min(costs, key=costs.get)
 
 
-def correlate_(sums: torch.Tensor, gathered: torch.Tensor, rows: torch.Tensor, line: int) -> None:
-    """To `sums` (places,C,D) add the products of gathered rows (n + overlap, C) with the rows (n,D)
-    that their windows meet; `line` as in `TapGroup`."""
-    width, length, columns = sums.shape
-    count = len(rows)
+def correlate_(
+    sums: torch.Tensor, group: TapGroup, gathered: torch.Tensor, rows: torch.Tensor, add: bool
+) -> None:
+    """Products of rows (n,D) with the gathered rows (n + overlap, T C) that their windows meet: to
+    `sums` (9,D,C) at the group's taps, added, or in place of what is there."""
+    width, length, columns = len(group.taps), gathered.shape[1], rows.shape[1]
+    count, channels = len(rows), sums.shape[2]
     # the convolution's backward pass is the faster one, unless the matrix is large for its rows
     single = width == 1 and (rows.dtype != torch.float32 or count < 8 * columns)
-    if line or (not single and on_onednn(rows)):
-        image, padding = as_image(gathered, line)
-        shape = (columns, length, *((3, 3) if line else (1, width)))
-        kernel = conv2d_weight(image, shape, as_image(rows, line)[0], padding=padding)
-        sums += kernel.flatten(2).permute(2, 1, 0)
+    if group.line or (not single and on_onednn(rows)):
+        image, padding = as_image(gathered, group.line)
+        shape = (columns, length, *((3, 3) if group.line else (1, width)))
+        kernel = conv2d_weight(image, shape, as_image(rows, group.line)[0], padding=padding)
+        for taps, place in zip(group.taps, kernel.flatten(2).unbind(2)):
+            for tap, part in zip(taps, place.split(channels, dim=1)):
+                _put(sums[tap], part, add)
         return
-    for place in range(width):
-        part = gathered[place : place + count].t()
-        if rows.dtype == sums.dtype:
-            sums[place].addmm_(part, rows)
-        else:
-            sums[place] += part @ rows
+    for place, taps in enumerate(group.taps):
+        parts = gathered[place : place + count].split(channels, dim=1)
+        for tap, part in zip(taps, parts):
+            if rows.dtype == sums.dtype:  # where beta is 0 what was there does not matter
+                sums[tap].addmm_(rows.t(), part, beta=int(add))
+            else:
+                _put(sums[tap], rows.t() @ part, add)
+
+
+def _put(target: torch.Tensor, values: torch.Tensor, add: bool) -> None:
+    if add:
+        target.add_(values)
+    else:
+        target.copy_(values)
