@@ -30,11 +30,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="of the model zoo; several give a choice (default: all that refine)")  # fmt: skip
     add("--config-file", help="yaml of a SparseRefine of your own")
     add("--weights", help="its checkpoint (default: its MODEL.WEIGHTS)")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="name or address to listen on; 0.0.0.0: all of the machine's",
-    )
+    add("--host", default="127.0.0.1", help="name or address to listen on; 0.0.0.0: all there are")
     add("--port", type=int, default=7860, help="0: any that is free")
     add("--max-megabytes", type=float, default=32, help="of 2**20 bytes, of an uploaded file")
     add("--max-megapixels", type=float, default=24, help="of an uploaded image")
