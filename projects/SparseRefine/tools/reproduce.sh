@@ -66,7 +66,7 @@ train() { # ARM SEED
       train dense_low "$2"
       options=(MODEL.SPARSE_REFINE.BASE.WEIGHTS "$(weights_of dense_low "$2")")
       ;;
-    rgbweed/*_full) # starts as the trained model of a quarter of the resolution
+    */*_full) # starts as the trained model of low resolution
       train "${arm%full}low" "$2"
       options=(MODEL.WEIGHTS "$(weights_of "${arm%full}low" "$2")")
       ;;
