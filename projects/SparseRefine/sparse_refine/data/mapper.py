@@ -81,6 +81,7 @@ class SegmentationMapper:
         self.color_aug = ColorAugSSDTransform(image_format) if color_aug else None
         self.cache_images = cache_images
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._contexts: dict[str, np.ndarray] = {}
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -161,12 +162,13 @@ class SegmentationMapper:
         full = low_size(image.shape[:2], factor)
         window, target = self._draw_crop(labels, full)
         top, left, height, width = window
-        zoom_y, zoom_x = image.shape[0] / full[0], image.shape[1] / full[1]
-        box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
-        crop = _resample(image, (height, width), box)
-        context = None
-        if self.context_scale is not None:
-            context = _resample(image, low_size(full, self.context_scale))
+        if full == image.shape[:2]:  # as it is, without a copy of all of it
+            crop = image[top : top + height, left : left + width]
+        else:
+            zoom_y, zoom_x = image.shape[0] / full[0], image.shape[1] / full[1]
+            box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
+            crop = _resample(image, (height, width), box)
+        context = self._context(dataset_dict["file_name"], image, full)
 
         flip = self.flip and np.random.rand() < 0.5
         if flip:
@@ -187,6 +189,18 @@ class SegmentationMapper:
         dataset_dict["sem_seg"] = torch.from_numpy(target.astype(np.int64))
         dataset_dict["height"], dataset_dict["width"] = height, width
         return dataset_dict
+
+    def _context(self, file: str, image: np.ndarray, full: tuple[int, int]) -> np.ndarray | None:
+        """The whole image at low resolution. Where it is always the same, it is made once of each
+        image that is kept: at 8 megapixels it is most of a sample's work."""
+        if self.context_scale is None:
+            return None
+        if file in self._contexts:
+            return self._contexts[file]
+        context = _resample(image, low_size(full, self.context_scale))
+        if self.plain_context and file in self._decoded:
+            self._contexts[file] = context
+        return context
 
     def _draw_crop(self, labels: np.ndarray, full: tuple[int, int]):
         """A window (top, left, height, width) of the image resized to `full`, and its labels."""
