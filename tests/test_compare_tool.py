@@ -96,6 +96,7 @@ def test_the_oracle_puts_the_truth_in(run):
         (["--arm", "a", "C"], "NAME CONFIG WEIGHTS"),
         (["--arm", "a", "C", "w0.safetensors", "SEED", "1"], "come last, after --"),
         (["--arm", "a", "C", "w", "--arm", "a", "C", "w"], "--arm a is given twice"),
+        (["--arm", "a", "C", "gone.pth"], "gone.pth"),
     ],
 )
 def test_bad_arms(run, capsys, arguments, message):

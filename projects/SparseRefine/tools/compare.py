@@ -19,6 +19,8 @@ did to one image (with the last seed).
 import argparse
 from pathlib import Path
 
+from arguments import errors_in_a_line
+
 from sparse_refine.data import build_test_loader
 from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation.comparison import (
@@ -62,11 +64,12 @@ def main(arguments=None):
     keep_freed_memory()
 
     output = Path(args.output)
-    if not args.seeds:
-        rows = run(args, output, None)
-    else:
-        rows = over_seeds([run(args, output / f"seed_{seed}", seed) for seed in args.seeds])
-        write_rows(output / "results.json", rows)
+    with errors_in_a_line(parser):
+        if not args.seeds:
+            rows = run(args, output, None)
+        else:
+            rows = over_seeds([run(args, output / f"seed_{seed}", seed) for seed in args.seeds])
+            write_rows(output / "results.json", rows)
     print(comparison_table(rows))
 
 
