@@ -40,7 +40,10 @@ done
 given=("$@")
 
 case $table in
-  rgbweed) arms=(dense_low dense_half dense_full pointrend_low pointrend_full sparse_refine_fast sparse_refine) ;;
+  rgbweed)
+    arms=(dense_eighth dense_low dense_half dense_full pointrend_low pointrend_full)
+    arms+=(sparse_refine_eighth sparse_refine_fast sparse_refine)
+    ;;
   camvid) arms=(dense_low dense_full sparse_refine) ;;
   *) usage ;;
 esac
@@ -53,8 +56,9 @@ case $row in
     ;;
 esac
 
-# whose weights an arm takes, and how its config finds its base's
+# whose weights an arm takes, and on which base it stands
 trained_as() { if [ "$1" = sparse_refine_fast ]; then echo sparse_refine; else echo "$1"; fi; }
+base_of() { if [ "$1" = sparse_refine_eighth ]; then echo dense_eighth; else echo dense_low; fi; }
 weights_of() { echo "$output/$table/seed_$2/$(trained_as "$1")/model_final.pth"; }
 
 train() { # ARM SEED
@@ -63,8 +67,8 @@ train() { # ARM SEED
   file=$(weights_of "$arm" "$2")
   case $table/$arm in
     */sparse_refine*)
-      train dense_low "$2"
-      options=(MODEL.SPARSE_REFINE.BASE.WEIGHTS "$(weights_of dense_low "$2")")
+      train "$(base_of "$arm")" "$2"
+      options=(MODEL.SPARSE_REFINE.BASE.WEIGHTS "$(weights_of "$(base_of "$arm")" "$2")")
       ;;
     */*_full) # starts as the trained model of low resolution
       train "${arm%full}low" "$2"
@@ -80,7 +84,9 @@ compared=()
 add() { # NAME ARM [KEY=VALUE ...]
   local name=$1 arm=$2 config=$project/configs/$table/$2.yaml base=()
   shift 2
-  [[ $arm == sparse_refine* ]] && base=("MODEL.SPARSE_REFINE.BASE.WEIGHTS=$(weights_of dense_low '{seed}')")
+  if [[ $arm == sparse_refine* ]]; then
+    base=("MODEL.SPARSE_REFINE.BASE.WEIGHTS=$(weights_of "$(base_of "$arm")" '{seed}')")
+  fi
   compared+=(--arm "$name" "$config" "$(weights_of "$arm" '{seed}')" ${base[@]+"${base[@]}"} "$@")
 }
 
