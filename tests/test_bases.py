@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from sparse_refine.build import build_base
-from sparse_refine.checkpoint import SafeCheckpointer
+from sparse_refine.checkpoint import SafeCheckpointer, save_weights
 from sparse_refine.engine import Trainer, check_datasets, load_config, load_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -137,7 +137,16 @@ def config_of(path, tmp_path, monkeypatch):
     if path.stem in FOLDERS:
         classes = {"ade20k": 150, "coco_stuff": 54}.get(path.parent.name, 19)
         options += FOLDERS[path.stem](classes, tmp_path / "model")
-    return load_config(str(path), options), options
+    cfg = load_config(str(path), options)
+    base = Path(cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS)
+    if base.parts[:1] == ("output",):  # not shipped: what the config beside it trains
+        trained = load_config(str(path.with_name(f"{base.parent.name}.yaml")))
+        assert Path(trained.OUTPUT_DIR) == base.parent
+        weights = str(tmp_path / "base.safetensors")
+        save_weights(Trainer.build_model(trained).state_dict(), weights)
+        options += ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", weights]
+        cfg = load_config(str(path), options)
+    return cfg, options
 
 
 def by_id(path):
