@@ -267,6 +267,15 @@ def test_highest_is_a_sort(low, full):
             assert (following, rest) == (order[len(whole)], left)
 
 
+@pytest.mark.parametrize("full", [(4, 6), (5, 7)], ids=["equal weights", "odd scale"])
+def test_a_budget_takes_what_is_not_a_number_first(full):
+    logits = torch.randn(3, 2, 3)
+    logits[:, 1, 1] = math.nan
+    sites = as_set(BudgetSelector(count=4)(logits, whole(*full)))
+    low = {(y * 2 // full[0], x * 3 // full[1]) for y, x in sites}
+    assert len(sites) == 4 and low == {(1, 1)}
+
+
 def test_budgets_by_margin_and_by_lot():
     # margins 0.2, 0.1, 0.6; the entropy of three classes orders the first two the other way round
     logits = torch.tensor([[[0.45, 0.53, 0.8]], [[0.25, 0.43, 0.2]], [[0.30, 0.04, 0.0]]]).log()

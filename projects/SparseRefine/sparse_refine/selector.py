@@ -124,7 +124,7 @@ def highest(
     one no longer fits; of equal scores the first in raster order.
 
     Args:
-        scores: (h,w), at least 0 (what rounding put below counts as 0).
+        scores: (h,w), at least 0 (what rounding put below counts as 0, and NaN as the highest).
         weights: (h,w) int64, above 0.
 
     Returns:
@@ -133,7 +133,8 @@ def highest(
     Sorting all scores took 40 ms at half a million. Here a histogram of their upper 16 bits (of
     non-negative floats the bits order as the values do) finds the few among which the border runs.
     """
-    bits = scores.float().clamp(min=0).add(0.0).view(torch.int32).flatten()  # -0.0 + 0.0 is 0.0
+    scores = scores.float().nan_to_num(nan=math.inf).clamp(min=0) + 0.0  # -0.0 + 0.0 is 0.0
+    bits = scores.view(torch.int32).flatten()
     bins, weights = (bits >> 16).long(), weights.flatten()
     # counted by bin and weight, of which there are few: a sum of integers in any order is the same
     least, most = int(weights.min()), int(weights.max())
