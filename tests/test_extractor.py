@@ -116,6 +116,20 @@ def test_patches_see_and_answer_for_all_their_pixels():
     assert changed.tolist() == [False] + [True] * 4
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_residual_starts_as_the_coarse_prediction(patch):
+    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
+    coarse = given[1]
+    options = {"num_classes": 3, "channels": (4, 8), "patch": patch, "backend": "torch"}
+    module = SparseUNetExtractor(residual=True, **options).eval()
+    assert torch.equal(module(*given), coarse)
+    module(*given).square().sum().backward()
+    assert module.classifier.weight.grad.abs().sum() > 0
+    plain = SparseUNetExtractor(**options).eval()
+    module.load_state_dict(plain.state_dict())
+    assert torch.equal(module(*given), plain(*given) + coarse)
+
+
 def test_bad_patch():
     with pytest.raises(ValueError, match="EXTRACTOR.PATCH is 0"):
         SparseUNetExtractor(num_classes=3, patch=0)

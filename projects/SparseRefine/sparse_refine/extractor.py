@@ -79,6 +79,8 @@ class SparseUNetExtractor(nn.Module):
         precision: "float32", "bfloat16", or "auto", as autocast says around the call.
         patch: side in pixels of the squares that the UNet's finest level works on, see `Patches`;
             1 is the paper's.
+        residual: the network's output is added to the coarse logits. It starts at zero, and so as
+            the coarse prediction.
     """
 
     @configurable
@@ -94,6 +96,7 @@ class SparseUNetExtractor(nn.Module):
         backend: str = "auto",
         precision: str = "auto",
         patch: int = 1,
+        residual: bool = False,
     ):
         super().__init__()
         if backend not in BACKENDS:
@@ -115,12 +118,16 @@ class SparseUNetExtractor(nn.Module):
             )
         self.features = tuple(features)
         self.patch = patch
+        self.residual = residual
         self.precision = precision
         self.downsample = downsample
         self.backend = backend
         inputs = feature_channels(features, num_classes) * patch**2
         self.unet = SparseUNet(inputs, channels, blocks, norm)
         self.classifier = nn.Linear(channels[0], num_classes * patch**2)
+        if residual:
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -144,6 +151,7 @@ class SparseUNetExtractor(nn.Module):
             "backend": node.BACKEND,
             "precision": node.PRECISION,
             "patch": node.PATCH,
+            "residual": node.RESIDUAL,
         }
 
     def forward(
@@ -168,7 +176,8 @@ class SparseUNetExtractor(nn.Module):
         grid = build_grid(self.backend, sites, sizes, self.unet.levels, self.downsample)
         with self._autocast(features.device.type):
             logits = self.classifier(self.unet(features, grid)).float()
-        return logits if patches is None else patches.scatter(logits)
+        logits = logits if patches is None else patches.scatter(logits)
+        return logits + coarse if self.residual else logits
 
     def _autocast(self, device: str):
         if self.precision == "auto":
