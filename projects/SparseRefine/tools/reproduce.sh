@@ -41,8 +41,9 @@ given=("$@")
 
 case $table in
   rgbweed)
-    arms=(dense_eighth dense_low dense_half dense_full pointrend_low pointrend_full)
-    arms+=(sparse_refine_eighth sparse_refine_fast sparse_refine)
+    arms=(dense_eighth dense_low dense_half dense_full)
+    arms+=(pointrend_low pointrend_half pointrend_full)
+    arms+=(sparse_refine_eighth sparse_refine_pointrend sparse_refine_fast sparse_refine)
     ;;
   camvid) arms=(dense_low dense_full sparse_refine) ;;
   *) usage ;;
@@ -58,7 +59,13 @@ esac
 
 # whose weights an arm takes, and on which base it stands
 trained_as() { if [ "$1" = sparse_refine_fast ]; then echo sparse_refine; else echo "$1"; fi; }
-base_of() { if [ "$1" = sparse_refine_eighth ]; then echo dense_eighth; else echo dense_low; fi; }
+base_of() {
+  case $1 in
+    sparse_refine_eighth) echo dense_eighth ;;
+    sparse_refine_pointrend) echo pointrend_low ;;
+    *) echo dense_low ;;
+  esac
+}
 weights_of() { echo "$output/$table/seed_$2/$(trained_as "$1")/model_final.pth"; }
 
 train() { # ARM SEED
