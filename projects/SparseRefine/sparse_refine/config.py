@@ -199,8 +199,8 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # the paper. 2: a quarter of the sites, each with four pixels' features and classified at once:
     # far cheaper where the selector picks blocks of pixels, which it does below BASE.SCALE 0.5.
     node.EXTRACTOR.PATCH = 1
-    # The refined logits are the coarse ones plus the network's output, which starts at zero: training
-    # starts at the coarse prediction's accuracy. False: they are the output, as in the paper.
+    # The refined logits are the coarse ones plus the network's output, which starts at zero:
+    # training starts at the coarse prediction's accuracy. False: they are the output (the paper's).
     node.EXTRACTOR.RESIDUAL = False
     node.EXTRACTOR.NORM = "BN"  # BN, or SyncBN: statistics over all processes
     # Where a stride-2 convolution puts its output: "floor" (MinkowskiEngine's way, fewest sites) or
