@@ -67,6 +67,15 @@ def test_full_starts_as_low(run, tmp_path):
     assert "--oracle" not in lines[4]
 
 
+def test_a_pretrained_extractor_is_not_trained(run, tmp_path):
+    _, lines = run("camvid/sparse_refine_pretrained", "0")
+    assert trained(lines) == [("dense_low", "0"), ("dense_full", "0")]
+    folder = f"{tmp_path}/out/camvid/seed_{{seed}}"
+    node = "MODEL.SPARSE_REFINE"
+    assert f"sparse_refine_pretrained.yaml  {node}.BASE.WEIGHTS={folder}/dense_low/" in lines[-1]
+    assert f"{node}.EXTRACTOR.WEIGHTS={folder}/dense_full/model_final.pth" in lines[-1]
+
+
 @pytest.mark.parametrize("table", ["rgbweed", "camvid"])
 def test_a_table_has_all_its_arms(run, table):
     _, lines = run(table, "0")

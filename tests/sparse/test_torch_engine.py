@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=("windows", "runs", "frame", "images"), autouse=True)
+@pytest.fixture(params=("windows", "runs", "frame", "taps", "images"), autouse=True)
 def form(request, monkeypatch):
     """Each form of a submanifold convolution's map, whatever suits these small levels."""
 

@@ -17,6 +17,7 @@ from .coarse_cache import CoarseCache
 from .ensembler import ENSEMBLER_REGISTRY
 from .extractor import EXTRACTOR_REGISTRY
 from .modeling.token_merging import apply_configured
+from .pretrained_extractor import PretrainedExtractor
 from .selector import SELECTOR_REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,17 @@ def build_parts(cfg) -> dict:
     node = cfg.MODEL.SPARSE_REFINE
     _check(cfg)
     base = build_base(cfg)
+    extractor = _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.EXTRACTOR.NAME)(cfg)
+    ensembler = _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg)
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if isinstance(extractor, PretrainedExtractor):
+        mean, std = extractor.normalisation
+        if any(True for _ in ensembler.parameters()):
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.ENSEMBLER.NAME is {node.ENSEMBLER.NAME!r}, which is trained "
+                "together with an extractor, and PretrainedExtractor is not trained: set "
+                "RefinedEnsembler or EntropyEnsembler"
+            )
     return {
         "coarse": CoarsePass(
             base=base,
@@ -42,10 +54,10 @@ def build_parts(cfg) -> dict:
             cache=_build_cache(cfg),
         ),
         "selector": _get(SELECTOR_REGISTRY, "SELECTOR", node.SELECTOR.NAME)(cfg),
-        "extractor": _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.EXTRACTOR.NAME)(cfg),
-        "ensembler": _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg),
-        "pixel_mean": node.EXTRACTOR.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": node.EXTRACTOR.PIXEL_STD or cfg.MODEL.PIXEL_STD,
+        "extractor": extractor,
+        "ensembler": ensembler,
+        "pixel_mean": node.EXTRACTOR.PIXEL_MEAN or mean,
+        "pixel_std": node.EXTRACTOR.PIXEL_STD or std,
         "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         "output": node.OUTPUT,
         "refined_weight": node.LOSS.REFINED_WEIGHT,

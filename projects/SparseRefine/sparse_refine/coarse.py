@@ -6,6 +6,7 @@ Shapes: B images, K classes, (H, W) full size, (h, w) low size.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from .coarse_cache import CoarseCache
 from .labels import argmax_labels
+from .sparse_inference import Recording
 
 SCORE_TYPES = ("logits", "probabilities", "scores")
 
@@ -141,8 +143,10 @@ class CoarsePass(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    def forward(self, batched_inputs: list[dict], record: bool = False) -> list[dict]:
         """Each image's outputs of the base: {"sem_seg": float logits (K,h,w), whatever else}.
+
+        Where `record` is True there is also "trace", the `Trace` of the base on that image.
 
         An input's "context" (3,h,w), the whole image at low resolution, is used where the mapper
         gives one (training, where "image" is a crop); else its "image" is downsampled.
@@ -157,8 +161,14 @@ class CoarsePass(nn.Module):
                 context = self._context(batched_inputs[i])
                 groups.setdefault((context["height"], context["width"]), []).append((i, context))
         for group in groups.values():
-            for (i, _), output in zip(group, self._run_base([context for _, context in group])):
+            contexts = [context for _, context in group]
+            with Recording() if record else contextlib.nullcontext() as recording:
+                group_outputs = self._run_base(contexts)
+            for j, ((i, context), output) in enumerate(zip(group, group_outputs)):
                 outputs[i] = {**output, "sem_seg": self._logits(output)}
+                if record:
+                    size = (context["height"], context["width"])
+                    outputs[i]["trace"] = recording.of_image(j, size)
                 if self.training and self.cache is not None:
                     name, logits = batched_inputs[i]["file_name"], outputs[i]["sem_seg"]
                     outputs[i]["sem_seg"] = self.cache.store(name, logits)

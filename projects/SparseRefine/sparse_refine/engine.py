@@ -150,6 +150,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has nothing to train here "
+                "(MODEL.SPARSE_REFINE.EXTRACTOR.NAME PretrainedExtractor is frozen): evaluate it, "
+                "with --eval-only"
+            )
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -247,34 +253,40 @@ def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
 def load_model(cfg: CfgNode) -> torch.nn.Module:
     """The config's model with MODEL.WEIGHTS, in eval mode.
 
-    MODEL.WEIGHTS must hold every tensor of it, but for the base's where the base has them already,
-    see `base_has_weights`.
+    MODEL.WEIGHTS must hold every tensor of it, but for the frozen ones (the base's, and a
+    PretrainedExtractor's) where these have weights already, see `base_has_weights`; it may be ""
+    where they are all.
 
     Raises:
         FileNotFoundError, ValueError: see `SafeCheckpointer`; or MODEL.WEIGHTS is "".
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is '': name the checkpoint to evaluate")
+    supplied = _frozen(cfg) if base_has_weights(cfg) else ()
     model = Trainer.build_model(cfg)
-    SafeCheckpointer(
-        model,
-        allow_pickle=cfg.MODEL.ALLOW_PICKLE,
-        required=("",),
-        supplied=_frozen(cfg) if base_has_weights(cfg) else (),
-    ).load(cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.WEIGHTS:
+        checkpointer = SafeCheckpointer(
+            model, allow_pickle=cfg.MODEL.ALLOW_PICKLE, required=("",), supplied=supplied
+        )
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    elif not all(name.startswith(supplied) for name in model.state_dict()):
+        raise ValueError("MODEL.WEIGHTS is '': name the checkpoint to evaluate")
     return model.eval()
 
 
 def _frozen(cfg: CfgNode) -> tuple[str, ...]:
     """Prefixes of the names of weights that training leaves as they are."""
-    return ("coarse.base.",) if cfg.MODEL.META_ARCHITECTURE == "SparseRefine" else ()
+    if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
+        return ()
+    if cfg.MODEL.SPARSE_REFINE.EXTRACTOR.NAME == "PretrainedExtractor":
+        return ("coarse.base.", "extractor.model.")
+    return ("coarse.base.",)
 
 
 def _inference_settings(cfg: CfgNode) -> str:
     """All keys that a prediction depends on, but for files that weights come from."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = ""
+    node = cfg.MODEL.SPARSE_REFINE
+    cfg.MODEL.WEIGHTS = node.BASE.WEIGHTS = node.EXTRACTOR.WEIGHTS = ""
     cfg.MODEL.SPARSE_REFINE.COARSE_CACHE = ""
     return f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"
 

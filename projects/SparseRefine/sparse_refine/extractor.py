@@ -65,6 +65,24 @@ def site_features(
     return values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
 
+def check_precision(precision: str) -> None:
+    """
+    Raises:
+        ValueError: it is none of PRECISIONS.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION is {precision!r}: one of {PRECISIONS}"
+        )
+
+
+def autocast(precision: str, device: str):
+    """What an extractor computes in, on a kind of device: "auto" leaves it as it is outside."""
+    if precision == "auto":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @EXTRACTOR_REGISTRY.register()
 class SparseUNetExtractor(nn.Module):
     """Sparse residual UNet over the selected pixels, then a linear classifier.
@@ -108,10 +126,7 @@ class SparseUNetExtractor(nn.Module):
                 f"MODEL.SPARSE_REFINE.EXTRACTOR.DOWNSAMPLE_SITES is {downsample!r}: "
                 "one of ('floor', 'reach')"
             )
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION is {precision!r}: one of {PRECISIONS}"
-            )
+        check_precision(precision)
         if patch < 1:
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.EXTRACTOR.PATCH is {patch}: a side in pixels, at least 1"
@@ -174,13 +189,7 @@ class SparseUNetExtractor(nn.Module):
         if patches is not None:
             features, sites, sizes = patches.gather(features), patches.sites, patches.sizes
         grid = build_grid(self.backend, sites, sizes, self.unet.levels, self.downsample)
-        with self._autocast(features.device.type):
+        with autocast(self.precision, features.device.type):
             logits = self.classifier(self.unet(features, grid)).float()
         logits = logits if patches is None else patches.scatter(logits)
         return logits + coarse if self.residual else logits
-
-    def _autocast(self, device: str):
-        if self.precision == "auto":
-            return contextlib.nullcontext()
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)

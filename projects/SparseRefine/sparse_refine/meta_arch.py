@@ -160,11 +160,13 @@ class SparseRefine(nn.Module):
         inputs = [self._on_device(item) for item in batched_inputs]
         views = [_view(item) for item in inputs]
 
-        outputs = self.coarse(inputs)  # "sem_seg": logits (K,h,w) an image
+        record = getattr(self.extractor, "reads_traces", False)
+        outputs = self.coarse(inputs, record)  # "sem_seg": logits (K,h,w) an image
+        traces = [out.pop("trace") for out in outputs] if record else None
         sites = [self.selector(out["sem_seg"], view) for out, view in zip(outputs, views)]
         coarse = self._coarse_logits(outputs, sites, views)  # (P,K)
         pixels = self._pixels(inputs, sites)  # (P,3)
-        refined = self._refine(pixels, coarse, sites, views)  # (P,K)
+        refined = self._refine(pixels, coarse, sites, views, traces)  # (P,K)
         fused = self.ensembler(coarse, refined)  # (P,K)
 
         if self.training:
@@ -186,14 +188,15 @@ class SparseRefine(nn.Module):
         ]
         return (torch.cat(pixels).float() - self.pixel_mean) / self.pixel_std
 
-    def _refine(self, pixels, coarse, sites, views) -> torch.Tensor:
+    def _refine(self, pixels, coarse, sites, views, traces) -> torch.Tensor:
         position = [
             (s + s.new_tensor([v.top, v.left]) + 0.5) * (2 / s.new_tensor(v.full)) - 1
             for s, v in zip(sites, views)
         ]
         indexed = [torch.cat([s.new_full((len(s), 1), i), s], 1) for i, s in enumerate(sites)]
         sizes = [(view.height, view.width) for view in views]
-        return self.extractor(pixels, coarse, torch.cat(position), torch.cat(indexed), sizes)
+        own = () if traces is None else (traces,)
+        return self.extractor(pixels, coarse, torch.cat(position), torch.cat(indexed), sizes, *own)
 
     def _losses(self, inputs, sites, views, coarse, refined, fused) -> dict:
         labels = torch.cat(

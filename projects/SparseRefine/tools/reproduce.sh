@@ -45,7 +45,7 @@ case $table in
     arms+=(pointrend_low pointrend_half pointrend_full)
     arms+=(sparse_refine_eighth sparse_refine_pointrend sparse_refine_fast sparse_refine)
     ;;
-  camvid) arms=(dense_low dense_full sparse_refine) ;;
+  camvid) arms=(dense_low dense_full sparse_refine sparse_refine_pretrained) ;;
   *) usage ;;
 esac
 case $row in
@@ -66,13 +66,20 @@ base_of() {
     *) echo dense_low ;;
   esac
 }
-weights_of() { echo "$output/$table/seed_$2/$(trained_as "$1")/model_final.pth"; }
+weights_of() { # ARM SEED; a pretrained extractor has none but its dense model's
+  [ "$1" = sparse_refine_pretrained ] || echo "$output/$table/seed_$2/$(trained_as "$1")/model_final.pth"
+}
 
 train() { # ARM SEED
   local arm options=() file
   arm=$(trained_as "$1")
   file=$(weights_of "$arm" "$2")
   case $table/$arm in
+    */sparse_refine_pretrained)
+      train "$(base_of "$arm")" "$2"
+      train dense_full "$2"
+      return
+      ;;
     */sparse_refine*)
       train "$(base_of "$arm")" "$2"
       options=(MODEL.SPARSE_REFINE.BASE.WEIGHTS "$(weights_of "$(base_of "$arm")" "$2")")
@@ -93,6 +100,9 @@ add() { # NAME ARM [KEY=VALUE ...]
   shift 2
   if [[ $arm == sparse_refine* ]]; then
     base=("MODEL.SPARSE_REFINE.BASE.WEIGHTS=$(weights_of "$(base_of "$arm")" '{seed}')")
+  fi
+  if [ "$arm" = sparse_refine_pretrained ]; then
+    base+=("MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS=$(weights_of dense_full '{seed}')")
   fi
   compared+=(--arm "$name" "$config" "$(weights_of "$arm" '{seed}')" ${base[@]+"${base[@]}"} "$@")
 }

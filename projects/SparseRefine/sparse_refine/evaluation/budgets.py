@@ -19,9 +19,9 @@ def one_coarse_pass(model: nn.Module):
     """Inside, the base of a SparseRefine runs at the first call alone: for calls on ONE image."""
     forward, kept = model.coarse.forward, []
 
-    def once(batched_inputs: list[dict]) -> list[dict]:
+    def once(batched_inputs: list[dict], record: bool = False) -> list[dict]:
         if not kept:
-            kept.extend(forward(batched_inputs))
+            kept.extend(forward(batched_inputs, record))
         return [dict(output) for output in kept]
 
     model.coarse.forward = once  # the instance's attribute goes before the method of its class

@@ -89,14 +89,24 @@ def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, re
         output = output.relu_() if relu else output
         return output if residual is None else output + residual
     output = features.new_empty(kernel_map.outputs, weight.shape[2])
+    summed = any(group.add for group in kernel_map.groups)
+    sums, epilogue = (_sums(output), ()) if summed else (output, (relu, residual))
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
-        multiply = product(group, weight, bias)
+        multiply = product(group, weight, None if group.add else bias)
         source = sources[group.absent is None]
         for chunk in group.chunks(_step(group, features)):
-            result = multiply(_gather(source, group, chunk))
-            _finish(result, output, group, chunk, relu, residual)
+            _finish(multiply(_gather(source, group, chunk)), sums, group, chunk, *epilogue)
+    if summed:
+        output = sums if sums is output else output.copy_(sums)
+        output = output.relu_() if relu else output
+        output = output if residual is None else output.add_(residual)
     return output
+
+
+def _sums(output: torch.Tensor) -> torch.Tensor:
+    """Where products are added up for `output`: additions in half precision would lose bits."""
+    return output if output.dtype.itemsize > 2 else output.float()
 
 
 def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, of_weight):
@@ -139,6 +149,9 @@ def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=
     outputs = slice(chunk.start, chunk.stop)
     if group.rows is not None:
         rows = group.rows[outputs]
+        if group.add:
+            output.index_add_(0, rows, result.to(output.dtype))
+            return
         result = result.relu_() if relu else result
         output.index_copy_(0, rows, result if residual is None else result + residual[rows])
         return
@@ -171,5 +184,7 @@ def _gather(source: torch.Tensor, group: TapGroup, chunk: Chunk) -> torch.Tensor
 
 def _step(group: TapGroup, features: torch.Tensor) -> int:
     row = max(1, group.table.shape[1] * features.shape[1] * features.element_size())
+    if len(group.taps) == 1 == len(group.taps[0]):
+        return max(4 * _MIN_ROWS, chunk_bytes(features.device.type) // row)
     # lines of a frame are read three times: few enough chunks that most of them lie within one
     return max(_MIN_ROWS, chunk_bytes(features.device.type) // row, 16 * group.line)

@@ -4,9 +4,9 @@
 A map is a list of groups. A group's rows all use the same taps, so that a group is one gather and
 one matrix product, without a multiplication by an absent neighbour's zeros where parity rules a tap
 out, and its transpose (for gradients and for transposed convolution) is a map of the same kind:
-there is never a scatter with colliding rows.
+no row meets itself in a scatter.
 
-A 3x3 convolution comes in one of three forms, the cheapest for its level and channels:
+A 3x3 convolution comes in one of four forms, the cheapest for its level and channels:
 
 - windows: a row of the table holds the nine neighbours of an output site;
 - runs: sites of an image row that lie side by side share neighbours. The table holds the sites in
@@ -14,7 +14,10 @@ A 3x3 convolution comes in one of three forms, the cheapest for its level and ch
   neighbours above, at and below a position, and a site's window is three rows of it that follow one
   another. That gathers a third as much, and multiplies at the empty positions for nothing;
 - frame: the table is the whole canvas, and a window is three places of three lines of it. Where
-  nearly all pixels are sites, there is little to leave out.
+  nearly all pixels are sites, there is little to leave out;
+- taps: a group a tap, of the sites that have that neighbour, and the groups' products are added up.
+  On the coarsest levels a quarter of the neighbours are absent, and multiplications are nearly all
+  of the cost.
 
 Where all are, the features are images already, and there is no map: `KernelMap.images`.
 """
@@ -59,6 +62,7 @@ class TapGroup:
     places in the flattened table.
     `pick` (P,) int64, ascending: which of the n windows are outputs; None where all are.
     `rows` (n,) int64: the output rows of the windows; None where they are all rows, in order.
+    `add`: the products are added to what earlier groups wrote there.
     """
 
     taps: tuple[tuple[int, ...], ...]
@@ -67,6 +71,7 @@ class TapGroup:
     pick: torch.Tensor | None = None
     rows: torch.Tensor | None = None
     line: int = 0
+    add: bool = False
     _chunks: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -133,9 +138,40 @@ def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
 
 
 def submanifold_map(level: Level, form: str) -> KernelMap:
-    """3x3, stride 1, output sites = input sites, in form "windows", "runs", "frame" or "images"."""
+    """3x3, stride 1, output sites = input sites, in form "windows", "runs", "frame", "taps" or
+    "images"."""
     if form == "images":
         return KernelMap(level.count, level.count, [], (len(level.sizes), *level.sizes[0]))
+    if form == "taps":
+        groups = _by_taps(level)
+    else:
+        groups = [_in_one(level, form)]
+    forward = KernelMap(level.count, level.count, groups)
+    # p reads q through tap k exactly where q reads p through tap 8 - k
+    flipped = [
+        dataclasses.replace(group, taps=tuple(tuple(8 - k for k in place) for place in group.taps))
+        for group in groups
+    ]
+    backward = KernelMap(level.count, level.count, flipped)
+    forward.transposed, backward.transposed = backward, forward
+    return forward
+
+
+def _by_taps(level: Level) -> list[TapGroup]:
+    """A group a tap; the first is the centre, which all sites have."""
+    table = level.neighbours()
+    groups = []
+    for tap in (4, 0, 1, 2, 3, 5, 6, 7, 8):
+        column, options = table[:, tap], {}
+        if tap != 4:
+            rows = (column < level.count).nonzero()[:, 0]
+            column, options = column[rows], {"rows": rows, "add": True}
+        none_absent = level.flat[:0]
+        groups.append(TapGroup(((tap,),), column[:, None].contiguous(), none_absent, **options))
+    return groups
+
+
+def _in_one(level: Level, form: str) -> TapGroup:
     if form == "frame":
         table = level.index.clone()[:, None]
         taps = tuple((k,) for k in range(9))
@@ -147,16 +183,9 @@ def submanifold_map(level: Level, form: str) -> KernelMap:
         taps = tuple(tuple(3 * dy + dx for dy in range(3)) for dx in range(3))
         options = {"pick": pick}
     else:
-        steps = [(dy - 1) * level.width + (dx - 1) for dy, dx in TAPS]
-        table = level.rows(level.flat[:, None] + level.flat.new_tensor(steps))
+        table = level.neighbours()
         taps, options = (tuple(range(9)),), {}
-    group = tap_group(taps, table, level.count, **options)
-    forward = KernelMap(level.count, level.count, [group])
-    # p reads q through tap k exactly where q reads p through tap 8 - k
-    flipped = tuple(tuple(8 - k for k in place) for place in taps)
-    backward = KernelMap(level.count, level.count, [dataclasses.replace(group, taps=flipped)])
-    forward.transposed, backward.transposed = backward, forward
-    return forward
+    return tap_group(taps, table, level.count, **options)
 
 
 def down_map(pyramid: Pyramid, level: int) -> KernelMap:

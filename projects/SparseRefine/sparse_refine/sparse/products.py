@@ -20,6 +20,8 @@ from .pyramid import Level
 def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     """A function from gathered rows (n + overlap, T C_in) to products (n,C_out)."""
     taps, width = [k for place in group.taps for k in place], len(group.taps)
+    if len(taps) == 1:
+        return functools.partial(_one_tap, weight[taps[0]], bias)
     outputs, length = weight.shape[2], len(taps) // width * weight.shape[1]
     in_place = weight.stride(2) == 1 and taps == list(range(9))
 
@@ -81,6 +83,10 @@ def product(group: TapGroup, weight: torch.Tensor, bias: torch.Tensor | None):
     return either
 
 
+def _one_tap(weight, bias, gathered):
+    return torch.mm(gathered, weight) if bias is None else torch.addmm(bias, gathered, weight)
+
+
 def as_image(rows: torch.Tensor, line: int) -> tuple[torch.Tensor, tuple[int, int]]:
     """Rows (n,C) as an image (1,C,1,n), or (1,C,n / line,line), and the padding with which its
     convolution has as many columns as the windows have places."""
@@ -99,17 +105,19 @@ def on_onednn(tensor: torch.Tensor) -> bool:
 
 def best_form(level: Level, weight: torch.Tensor) -> str:
     """The form of a level's submanifold convolution, see `kernel_map`, that costs least. Measured:
-    to gather one number costs as much as 17 multiplications."""
+    to gather one number costs as much as 17 multiplications, to add one to its sum as 60."""
     if level.whole:
         return "images"
     if level.count == 0 or not on_onednn(weight):
         return "windows"
-    gather, products = 17, 9 * weight.shape[2]
+    gather, add, products = 17, 60, 9 * weight.shape[2]
     costs = {
         "frame": level.canvas / level.count * (products + gather) + gather,
         "runs": level.spread * (products + 3 * gather) + gather,
         "windows": products + 9 * gather,
     }
+    if weight.shape[2] >= 128:  # below, gathering for each tap costs more than absent ones
+        costs["taps"] = level.present * (products + 9 * (gather + add))
     return min(costs, key=costs.get)
 
 

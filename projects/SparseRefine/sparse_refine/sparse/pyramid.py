@@ -30,6 +30,7 @@ class Level:
         self.canvas = int(heights.sum()) * self.width
         self._index = None
         self._spread = None
+        self._present = None
 
     def filled(self, occupied: torch.Tensor) -> Level:
         """A level of the same images with a site at each True of `occupied` (canvas,)."""
@@ -81,6 +82,18 @@ class Level:
             gaps = (self.flat.diff() - 1).clamp_(max=2).sum()
             self._spread = 1 + (int(gaps) + 2) / max(1, self.count)
         return self._spread
+
+    def neighbours(self) -> torch.Tensor:
+        """(P,9) int32: the rows of the 3x3 window around each site, y first; P for absent ones."""
+        steps = [dy * self.width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        return self.rows(self.flat[:, None] + self.flat.new_tensor(steps))
+
+    @property
+    def present(self) -> float:
+        """Share 0..1 of `neighbours` that are sites."""
+        if self._present is None:
+            self._present = (self.neighbours() < self.count).float().mean().item()
+        return self._present
 
     def position(self, image: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Canvas positions; y and x may be one pixel outside of the image, on its empty border."""

@@ -59,7 +59,8 @@ def build_models(
 ) -> tuple[dict[str, SparseRefine], list[str]]:
     """By preset, SparseRefine; and which parts have random weights.
 
-    Without `presets` it is the config's own alone. They share all but the extractor.
+    Without `presets` it is the config's own alone, which another extractor than the UNet names. They
+    share all but the extractor.
     """
     random = [] if cfg.MODEL.WEIGHTS or base_has_weights(cfg) else ["the base"]
     if cfg.MODEL.WEIGHTS:
@@ -69,9 +70,11 @@ def build_models(
         model = Trainer.build_model(_with_preset(cfg, presets[0] if presets else None)).eval()
     if sites is not None:
         model.selector = GivenSites(model.selector, sites)
-    models = {presets[0] if presets else cfg.MODEL.SPARSE_REFINE.EXTRACTOR.PRESET: model}
+    node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+    own = node.PRESET if node.NAME == "SparseUNetExtractor" else node.NAME
+    models = {presets[0] if presets else own: model}
     for preset in presets[1:] if presets else ():
-        extractor = EXTRACTOR_REGISTRY.get(cfg.MODEL.SPARSE_REFINE.EXTRACTOR.NAME)
+        extractor = EXTRACTOR_REGISTRY.get(node.NAME)
         models[preset] = (
             SparseRefine(
                 coarse=model.coarse,

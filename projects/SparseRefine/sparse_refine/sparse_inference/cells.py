@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Active cells of feature maps of every stride, and where what is around them comes from."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Callable
+
+import torch
+
+from ..sparse.kernel_map import KernelMap, tap_group
+
+
+class Cells:
+    """The cells of a feature map (H,W) that hold selected pixels.
+
+    `y`, `x` (P,) int64, in raster order.
+    """
+
+    def __init__(self, y: torch.Tensor, x: torch.Tensor, size: tuple[int, int], stride: int):
+        self.size, self.stride = size, stride
+        occupied = torch.zeros(size[0] * size[1], dtype=torch.bool, device=y.device)
+        flat = occupied.index_fill_(0, y * size[1] + x, True).nonzero()[:, 0]
+        self.y, self.x = flat // size[1], flat % size[1]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Windows:
+    """What a function reads of a map at each cell of its output.
+
+    Args:
+        cells: the output's, N.
+        active, small: numbers of active cells of the map, P, and of places of the small map, h w.
+        places: (N,T) int32; below P active cells, below P + h w places of the small map in raster
+            order, and P + h w for what is outside.
+
+    Attributes:
+        needed: (A,) int64, the places of the small map that are reached.
+        table: (N,T) int32 into the rows of `source`.
+    """
+
+    def __init__(self, cells: Cells, active: int, small: int, places: torch.Tensor):
+        self.cells = cells
+        reached = torch.zeros(active + small + 1, dtype=torch.bool, device=places.device)
+        reached.index_fill_(0, places.view(-1).long(), True)
+        self.needed = reached[active : active + small].nonzero()[:, 0]
+        # the small map's places close up to those that are reached
+        row = torch.arange(len(reached), dtype=torch.int32, device=places.device)
+        row[active + self.needed] = row[active : active + len(self.needed)].clone()
+        self.outside = row[-1] = active + len(self.needed)
+        self.table = row.index_select(0, places.view(-1)).view(places.shape)
+
+    def source(self, rows: torch.Tensor, small: torch.Tensor, outside: float) -> torch.Tensor:
+        """(P + A + 1, C) of the map's rows (P,C) and the small map (C,h,w)."""
+        if small.stride(0) == 1:  # channels last: a place's values lie together
+            around = small.permute(1, 2, 0).flatten(0, 1).index_select(0, self.needed)
+        else:
+            around = small.flatten(1).index_select(1, self.needed).t()
+        last = rows.new_full((1, rows.shape[1]), outside)
+        return torch.cat([rows, around.to(rows.dtype), last])
+
+    @cached_property
+    def kernel_map(self) -> KernelMap:
+        """Of the windows over `source` without its last row."""
+        taps = (tuple(range(self.table.shape[1])),)
+        group = tap_group(taps, self.table.clone(), self.outside)
+        return KernelMap(self.outside, len(self.cells), [group])
+
+
+class Resolutions:
+    """One image's selected pixels as cells of each stride, and the place of the small image.
+
+    Args:
+        sites: (P,2) int64 (y, x), unique, in raster order.
+        size: (H,W) of the image with padding at the right and bottom, so that the network's strides
+            divide it.
+        scale: (vertical, horizontal), the small image's size over the image's, without padding. The
+            network maps both alike: a cell of any stride lies in a cell of the small image's map of
+            the same depth, `scale` times as far from the top left corner.
+    """
+
+    def __init__(self, sites: torch.Tensor, size: tuple[int, int], scale: tuple[float, float]):
+        self.sites, self.size, self.scale = sites, size, scale
+        self._cells: dict[int, Cells] = {}
+        self._windows: dict[tuple, Windows] = {}
+
+    def at(self, stride: int) -> Cells:
+        """The cells of a stride in pixels, which divides both sides.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if stride not in self._cells:
+            if stride < 1 or self.size[0] % stride or self.size[1] % stride:
+                raise ValueError(
+                    f"a feature map of stride {stride} in an image of {self.size[0]}x"
+                    f"{self.size[1]} pixels: the stride must divide both sides"
+                )
+            y, x = self.sites.unbind(1)
+            size = (self.size[0] // stride, self.size[1] // stride)
+            self._cells[stride] = Cells(y // stride, x // stride, size, stride)
+        return self._cells[stride]
+
+    def windows(
+        self,
+        source: Cells,
+        cells: Cells,
+        small: tuple[int, int],
+        kind: tuple,
+        reach: int,
+        places: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    ) -> Windows:
+        """Kept for later calls: layers of one kind ask again and again.
+
+        Args:
+            source, cells: of the map that is read, and of the output.
+            small: (h,w) of the small image's map.
+            kind: what `places` depends on besides both cells.
+            reach: how far outside of the map the places may lie.
+            places: makes y and x of what is read, (N,T) int64 each, cells of `source`.
+        """
+        key = (source.stride, cells.stride, small, kind)
+        if key not in self._windows:
+            y, x = places()
+            flat = (y + reach) * (source.size[1] + 2 * reach) + (x + reach)
+            found = self._map(source, small, reach).index_select(0, flat.view(-1))
+            self._windows[key] = Windows(
+                cells, len(source), small[0] * small[1], found.view(flat.shape)
+            )
+        return self._windows[key]
+
+    def _map(self, source: Cells, small: tuple[int, int], reach: int) -> torch.Tensor:
+        """The places (see `Windows`) of all cells of a map and of `reach` around it, flat."""
+        height, width = source.size
+        below, right = (
+            ((torch.arange(n, device=source.y.device) + 0.5) * share)
+            .to(torch.int32)
+            .clamp(max=limit - 1)
+            for n, share, limit in zip(source.size, self.scale, small)
+        )
+        outside = len(source) + small[0] * small[1]
+        size = (height + 2 * reach, width + 2 * reach)
+        places = torch.full(size, outside, dtype=torch.int32, device=below.device)
+        inner = places[reach : reach + height, reach : reach + width]
+        torch.add((len(source) + below * small[1])[:, None], right, out=inner)
+        rows = torch.arange(len(source), dtype=torch.int32, device=below.device)
+        inner[source.y, source.x] = rows
+        return places.view(-1)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A feature map that is known at selected cells, and what torch's functions do with it.
+
+Torch asks an argument's class what a function means for it (`__torch_function__`), so that a
+network is called as it is: nothing of it is compiled, copied or replaced.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+
+from .cells import Cells, Resolutions
+from .trace import Trace, UnsupportedOperation
+
+OPERATIONS: dict[Callable, Callable] = {}  # torch's function -> ours, see operations.py
+
+
+class SiteTensor:
+    """A map (1,C,H,W) of which `rows` (P,C), at the active cells of `cells`, are there.
+
+    `trace`: of the same network on the small image, asked by functions that read further. `pad`
+    (left, right, top, bottom): zeros around it that a convolution is still to read.
+    """
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        cells: Cells,
+        resolutions: Resolutions,
+        trace: Trace,
+        pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ):
+        self.rows, self.cells, self.pad = rows, cells, pad
+        self.resolutions, self.trace = resolutions, trace
+
+    def like(self, rows: torch.Tensor, cells: Cells | None = None) -> SiteTensor:
+        """Other features, at the same cells or at others."""
+        return SiteTensor(rows, cells or self.cells, self.resolutions, self.trace)
+
+    def around(self, function: Callable) -> torch.Tensor:
+        """(1,C,h,w): what the small image's map holds that `function` reads there."""
+        maps = self.trace.next(function, self.rows.shape[1])
+        left, right, top, bottom = self.pad  # the recorded map has had them
+        height, width = maps.shape[-2:]
+        return maps[..., top : height - bottom, left : width - right]
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function not in OPERATIONS:
+            raise _unsupported(getattr(function, "__name__", str(function)))
+        return OPERATIONS[function](*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str):
+        raise _unsupported(name)
+
+    @property
+    def shape(self) -> torch.Size:
+        left, right, top, bottom = self.pad
+        height, width = self.cells.size
+        return torch.Size((1, self.rows.shape[1], height + top + bottom, width + left + right))
+
+    def size(self, dim: int | None = None):
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return 4
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return False
+
+    def contiguous(self, memory_format=None) -> SiteTensor:
+        return self
+
+    def float(self) -> SiteTensor:
+        return self.like(self.rows.float())
+
+    def __add__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.add](self, other)
+
+    def __sub__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.sub](self, other)
+
+    def __mul__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.mul](self, other)
+
+    def __truediv__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.div](self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def _unsupported(name: str) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"the network uses {name}, which has no form at single pixels here. Known are "
+        f"{', '.join(sorted({function.__name__ for function in OPERATIONS}))}"
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network read around each place while it ran on the small image."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+# Functions whose output at a place depends on more of their input than that place.
+READS_AROUND = (
+    *(F.conv2d, F.max_pool2d, torch.max_pool2d, F.interpolate, F.group_norm),
+    F.adaptive_avg_pool2d,
+)
+
+
+class UnsupportedOperation(NotImplementedError, AttributeError):
+    """A network uses a function, or a method of its input, that has no form at single pixels."""
+
+
+class Recording(TorchFunctionMode):
+    """Within `with Recording() as recording:` the inputs of `READS_AROUND` are kept in their order,
+    as they are: memory grows by the feature maps that 3x3 convolutions read."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries: list[tuple[str, torch.Tensor]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in READS_AROUND and not (
+            function is F.conv2d and is_pointwise(*args[1:], **kwargs)
+        ):
+            self.entries.append((function.__name__, args[0] if args else kwargs["input"]))
+        return function(*args, **kwargs)
+
+    def of_image(self, index: int, size: tuple[int, int]) -> Trace:
+        """The entries of one image of the batch; `size` (h,w) is its own, without padding."""
+        entries = [(name, maps[index : index + 1]) for name, maps in self.entries]
+        return Trace(entries, size)
+
+
+def is_pointwise(weight, bias=None, stride=1, padding=0, dilation=1, groups=1, **image) -> bool:
+    """Whether a convolution with these arguments of `F.conv2d` is one product of each place's own
+    channels."""
+    padding = 0 if isinstance(padding, str) else padding  # without a meaning for one tap
+    ones, zeros = (1, (1, 1), [1, 1]), (0, (0, 0), [0, 0])
+    one_tap = tuple(weight.shape[-2:]) == (1, 1)
+    return one_tap and stride in ones and padding in zeros and groups == 1
+
+
+class Trace:
+    """Maps (1,C,h,w) of a small image of `size` (h,w), handed out in the order of recording."""
+
+    def __init__(self, entries: list[tuple[str, torch.Tensor]], size: tuple[int, int]):
+        self.entries, self.size = entries, size
+        self.position = 0
+
+    def from_start(self) -> Trace:
+        """The same entries for another run."""
+        return Trace(self.entries, self.size)
+
+    def next(self, function: Callable, channels: int) -> torch.Tensor:
+        """
+        Raises:
+            UnsupportedOperation: the recorded network called something else at this point.
+        """
+        recorded, maps = None, None
+        if self.position < len(self.entries):
+            recorded, maps = self.entries[self.position]
+        if recorded != function.__name__ or maps.shape[1] != channels:
+            found = "nothing more" if maps is None else f"{recorded} of {maps.shape[1]}"
+            raise UnsupportedOperation(
+                f"the network calls {function.__name__} of {channels} channels where {found} was "
+                "recorded: it must be of the architecture of the network on the small image"
+            )
+        self.position += 1
+        return maps
