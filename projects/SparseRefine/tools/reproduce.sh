@@ -43,7 +43,8 @@ case $table in
   rgbweed)
     arms=(dense_eighth dense_low dense_half dense_full)
     arms+=(pointrend_low pointrend_half pointrend_full)
-    arms+=(sparse_refine_eighth sparse_refine_pointrend sparse_refine_fast sparse_refine)
+    arms+=(sparse_refine_eighth sparse_refine_pointrend sparse_refine_pretrained)
+    arms+=(sparse_refine_fast sparse_refine)
     ;;
   camvid) arms=(dense_low dense_full sparse_refine sparse_refine_pretrained) ;;
   *) usage ;;
@@ -60,9 +61,10 @@ esac
 # whose weights an arm takes, and on which base it stands
 trained_as() { if [ "$1" = sparse_refine_fast ]; then echo sparse_refine; else echo "$1"; fi; }
 base_of() {
-  case $1 in
-    sparse_refine_eighth) echo dense_eighth ;;
-    sparse_refine_pointrend) echo pointrend_low ;;
+  case $table/$1 in
+    */sparse_refine_eighth) echo dense_eighth ;;
+    */sparse_refine_pointrend) echo pointrend_low ;;
+    rgbweed/sparse_refine_pretrained) echo dense_half ;;
     *) echo dense_low ;;
   esac
 }

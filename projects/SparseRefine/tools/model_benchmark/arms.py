@@ -59,8 +59,8 @@ def build_models(
 ) -> tuple[dict[str, SparseRefine], list[str]]:
     """By preset, SparseRefine; and which parts have random weights.
 
-    Without `presets` it is the config's own alone, which another extractor than the UNet names. They
-    share all but the extractor.
+    Without `presets` it is the config's own alone; another extractor than the UNet stands by its
+    name. They share all but the extractor.
     """
     random = [] if cfg.MODEL.WEIGHTS or base_has_weights(cfg) else ["the base"]
     if cfg.MODEL.WEIGHTS:
