@@ -123,8 +123,6 @@ def test_wrap_without_a_config(dense):
     refiner = SparseRefine.wrap(
         dense,
         num_classes=3,
-        pixel_mean=(127.0,) * 3,
-        pixel_std=(128.0,) * 3,
         selector=BudgetSelector(fraction=0.2),
         extractor=PretrainedExtractor(model=dense, num_classes=3),
         ensembler=RefinedEnsembler(),

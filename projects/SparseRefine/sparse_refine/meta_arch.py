@@ -22,6 +22,7 @@ from .labels import argmax_labels
 from .losses import cross_entropy, soft_dice
 from .modeling import ModuleSegmentor, Segmentor
 from .pass_through import full_size_outputs
+from .pretrained_extractor import PretrainedExtractor
 from .refinement import Refinement
 from .selector import EntropySelector, Selector, entropy
 
@@ -129,6 +130,8 @@ class SparseRefine(nn.Module):
             extractor = SparseUNetExtractor(num_classes=num_classes)
         if ensembler is None:
             ensembler = GatedEnsembler(num_classes=num_classes)
+        if isinstance(extractor, PretrainedExtractor):
+            pixel_mean, pixel_std = extractor.normalisation
         return cls(
             coarse=coarse,
             selector=selector,

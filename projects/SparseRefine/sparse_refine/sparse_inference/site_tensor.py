@@ -14,7 +14,22 @@ import torch
 from .cells import Cells, Resolutions
 from .trace import Trace, UnsupportedOperation
 
-OPERATIONS: dict[Callable, Callable] = {}  # torch's function -> ours, see operations.py
+OPERATIONS: dict[Callable, Callable] = {}  # torch's function -> ours: pointwise.py, windowed.py
+
+
+def implements(*functions: Callable):
+    """A decorator: what torch's functions mean for a `SiteTensor`."""
+
+    def register(ours):
+        OPERATIONS.update(dict.fromkeys(functions, ours))
+        return ours
+
+    return register
+
+
+def known_operations() -> list[str]:
+    """Names of torch's functions that have a form at single pixels."""
+    return sorted({function.__name__ for function in OPERATIONS})
 
 
 class SiteTensor:
@@ -106,5 +121,5 @@ class SiteTensor:
 def _unsupported(name: str) -> UnsupportedOperation:
     return UnsupportedOperation(
         f"the network uses {name}, which has no form at single pixels here. Known are "
-        f"{', '.join(sorted({function.__name__ for function in OPERATIONS}))}"
+        f"{', '.join(known_operations())}"
     )

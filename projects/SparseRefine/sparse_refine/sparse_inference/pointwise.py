@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch's functions of single places of a `SiteTensor`: activations, norms, sums, padding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .site_tensor import OPERATIONS, SiteTensor, implements
+from .trace import UnsupportedOperation
+
+
+def _each_value(function):
+    def ours(x: SiteTensor, *args, **kwargs):
+        return x.like(function(x.rows, *args, **kwargs))
+
+    return ours
+
+
+for _function in (
+    *(F.relu, F.relu_, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.silu, F.gelu, F.mish),
+    *(F.hardswish, F.hardsigmoid, torch.relu, torch.relu_, torch.sigmoid, torch.tanh),
+    *(torch.Tensor.sigmoid, torch.Tensor.relu),
+):
+    OPERATIONS[_function] = _each_value(_function)
+
+
+@implements(F.batch_norm)
+def _batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    if training:
+        raise UnsupportedOperation("batch_norm in training: the network must be in eval mode")
+    return x.like(F.batch_norm(x.rows, running_mean, running_var, weight, bias, eps=eps))
+
+
+@implements(F.group_norm)
+def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    """By the statistics of the small image's map."""
+    parts = x.around(F.group_norm).reshape(num_groups, -1).float()
+    each = x.rows.shape[1] // num_groups
+    scale = (parts.var(1, unbiased=False) + eps).rsqrt().repeat_interleave(each)
+    shift = -parts.mean(1).repeat_interleave(each) * scale
+    if weight is not None:
+        scale, shift = scale * weight, shift * weight
+    shift = shift if bias is None else shift + bias
+    return x.like(torch.addcmul(shift, x.rows, scale).to(x.dtype))
+
+
+@implements(F.dropout, F.dropout2d)
+def _dropout(x, p=0.5, training=True, inplace=False):
+    if training:
+        raise UnsupportedOperation("dropout in training: the network must be in eval mode")
+    return x
+
+
+def _arithmetic(function):
+    def ours(x, other, *args, **kwargs):
+        whole = x if isinstance(x, SiteTensor) else other
+        rows = []
+        for value in (x, other):
+            if isinstance(value, SiteTensor):
+                _same_cells(whole, value, function)
+            rows.append(value.rows if isinstance(value, SiteTensor) else _row(value, function))
+        return whole.like(function(*rows, *args, **kwargs))
+
+    return ours
+
+
+for _name in ("add", "sub", "mul", "div"):
+    for _function in (getattr(torch, _name), getattr(torch.Tensor, _name)):
+        OPERATIONS[_function] = _arithmetic(getattr(torch, _name))
+
+
+def _row(value, function):
+    """A number as it is; a tensor (1,C,1,1), or (C,1,1), as (1,C) beside rows."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    if value.dim() < 3 or value.shape[-2:] != (1, 1):
+        raise UnsupportedOperation(
+            f"{function.__name__} of a map and a tensor {tuple(value.shape)}: it must have one "
+            "value a channel"
+        )
+    return value.reshape(1, -1)
+
+
+def _same_cells(x: SiteTensor, other: SiteTensor, function) -> None:
+    if x.cells is not other.cells or any(x.pad) or any(other.pad):
+        raise UnsupportedOperation(
+            f"{function.__name__} of maps {tuple(x.shape)} and {tuple(other.shape)}: they must be "
+            "of one stride"
+        )
+
+
+@implements(torch.cat, torch.concat)
+def _cat(tensors, dim=0):
+    if dim not in (1, -3):
+        raise UnsupportedOperation(f"cat along dimension {dim}: channels (1) alone are possible")
+    for tensor in tensors[1:]:
+        _same_cells(tensors[0], tensor, torch.cat)
+    return tensors[0].like(torch.cat([tensor.rows for tensor in tensors], dim=1))
+
+
+@implements(F.pad)
+def _pad(x, pad, mode="constant", value=None):
+    if mode != "constant" or value or len(pad) != 4 or any(x.pad) or min(pad) < 0:
+        raise UnsupportedOperation(f"pad by {tuple(pad)}, {mode} {value}: zeros, once, alone")
+    return SiteTensor(x.rows, x.cells, x.resolutions, x.trace, tuple(pad))
+
+
+@implements(F.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(x, output_size):
+    """A plain tensor (1,C,1,1): the mean of the small image's map."""
+    if output_size not in (1, (1, 1), [1, 1]):
+        raise UnsupportedOperation(f"adaptive_avg_pool2d to {output_size}: 1 alone is possible")
+    return F.adaptive_avg_pool2d(x.around(F.adaptive_avg_pool2d), 1)
