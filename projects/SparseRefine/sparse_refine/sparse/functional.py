@@ -90,7 +90,7 @@ def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, re
         return output if residual is None else output + residual
     output = features.new_empty(kernel_map.outputs, weight.shape[2])
     summed = any(group.add for group in kernel_map.groups)
-    sums, epilogue = (_sums(output), ()) if summed else (output, (relu, residual))
+    sums, epilogue = (_sums_for(output), ()) if summed else (output, (relu, residual))
     sources = _sources(features, kernel_map)
     for group in kernel_map.groups:
         multiply = product(group, weight, None if group.add else bias)
@@ -104,9 +104,11 @@ def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, re
     return output
 
 
-def _sums(output: torch.Tensor) -> torch.Tensor:
+def _sums_for(output: torch.Tensor) -> torch.Tensor:
     """Where products are added up for `output`: additions in half precision would lose bits."""
-    return output if output.dtype.itemsize > 2 else output.float()
+    if output.element_size() > 2:
+        return output
+    return torch.empty_like(output, dtype=torch.float32)
 
 
 def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, of_weight):
@@ -118,6 +120,8 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
         sums = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     if of_features:
         to_features = torch.empty_like(features)
+        if any(group.add for group in kernel_map.groups):
+            to_features = _sums_for(to_features)
         if kernel_map.inputs == 0:
             to_features.zero_()
     sources = _sources(gradient, kernel_map)
@@ -141,7 +145,7 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
             taps = range(9) if group is None else [k for place in group.taps for k in place]
             sums[list(taps)] = 0
         to_weight = sums.to(weight.dtype)
-    return to_features, to_weight
+    return to_features if to_features is None else to_features.to(features.dtype), to_weight
 
 
 def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=None) -> None:
