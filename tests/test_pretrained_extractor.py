@@ -52,7 +52,7 @@ def predict(model, *items):
         return model(list(items))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (45, 70)])
+@pytest.mark.parametrize("size", [(64, 96), (45, 70), (96, 32)])
 def test_small_image_as_large_as_the_image(dense, size):
     """Nothing is approximated: dense full's logits, at whatever pixels are selected."""
     model = load_model(config(f"{NODE}SELECTOR.FRACTION", 0.2, scale=1.0))
@@ -92,7 +92,9 @@ def test_only_selected_pixels_change():
     item = field(64, 96)
     (output,) = predict(model, item)
     refinement = output["refinement"]
-    changed = refinement.label_map("coarse") != refinement.labels
+    with torch.inference_mode():
+        (coarse,) = model.coarse([item])
+    changed = model.coarse.full_labels(coarse["sem_seg"], (64, 96)) != refinement.labels
     assert changed.any() and not (changed & ~refinement.selected()).any()
     model.output = "labels"
     assert torch.equal(predict(model, item)[0]["labels"], refinement.labels)
@@ -125,11 +127,16 @@ def test_wrap_without_a_config(dense):
         num_classes=3,
         selector=BudgetSelector(fraction=0.2),
         extractor=PretrainedExtractor(model=dense, num_classes=3),
-        ensembler=RefinedEnsembler(),
     ).eval()
+    assert isinstance(refiner.ensembler, RefinedEnsembler)
     (output,) = predict(refiner, field(64, 96))
     (expected,) = predict(load_model(config(f"{NODE}SELECTOR.FRACTION", 0.2)), field(64, 96))
     assert (output["sem_seg"].argmax(0) == expected["sem_seg"].argmax(0)).float().mean() > 0.95
+
+
+def test_pixels_are_normalised_as_the_model_wants_them():
+    model = load_model(config(f"{NODE}EXTRACTOR.PIXEL_MEAN", [0.0, 0.0, 0.0]))
+    assert model.pixel_mean.flatten().tolist() == [127.0] * 3
 
 
 def test_weights_that_are_missing():
@@ -141,6 +148,9 @@ def test_weights_that_are_missing():
         load_model(config(base=""))
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         load_model(config(f"{NODE}EXTRACTOR.WEIGHTS", "nowhere.pth"))
+    refiner = str(PROJECT / "weights/synthetic_field/sparse_refine.safetensors")
+    with pytest.raises(ValueError, match="does not fit .*Check MODEL.SPARSE_REFINE.EXTRACTOR.WEI"):
+        load_model(config(f"{NODE}EXTRACTOR.WEIGHTS", refiner))
 
 
 def test_what_is_trained_is_refused():

@@ -39,6 +39,23 @@ class Residual(nn.Module):
         return x + self.outer(inner * self.gate(inner)) / 2
 
 
+class InPlace(nn.Module):
+    """What is read first and changed later is another tensor; what is changed is read later."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x)
+        kept = y
+        y += x
+        y -= 1
+        y *= 2
+        y /= 3
+        return self.second(1 - y) + kept + (2 / (3 + F.relu(y)) - -x)
+
+
 class Pyramid(nn.Module):
     """Down to stride 4, back up, joined: an FPN and a UNet in small."""
 
@@ -78,21 +95,23 @@ NETWORKS = {
     "group norm": lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Dropout(0.5), nn.GELU()),
     "group norm, plain": lambda: nn.GroupNorm(2, 4, affine=False),
     "residual": lambda: nn.Sequential(Residual(4), Residual(4)),
+    "in place": InPlace,
     "nearest": lambda: Pyramid("nearest"),
     "bilinear": lambda: Pyramid("bilinear"),
 }
 
 
-def run(network, image, small, sites, **options):
+def run(network, image, small, sites):
     """The network's `SiteTensor` of an image (1,C,H,W) at sites (P,2)."""
     with torch.no_grad():
         with Recording() as recording:
             network(small)
-        scale = tuple(a / b for a, b in zip(small.shape[-2:], image.shape[-2:]))
-        resolutions = Resolutions(sites, tuple(image.shape[-2:]), scale)
+        size = tuple(image.shape[-2:])
+        scale = tuple(a / b for a, b in zip(small.shape[-2:], size))
+        resolutions = Resolutions(sites, size, size, scale)
         rows = image[0, :, sites[:, 0], sites[:, 1]].t()
         trace = recording.of_image(0, tuple(small.shape[-2:]))
-        return network(SiteTensor(rows, resolutions.at(1), resolutions, trace, **options))
+        return network(SiteTensor(rows, resolutions.at(1), resolutions, trace))
 
 
 def some_sites(share, size=SIZE):
@@ -121,6 +140,33 @@ def test_equals_the_whole_network(name, share, channels_last):
     assert tuple(output.shape) == tuple(whole.shape)
     cells = output.cells
     torch.testing.assert_close(output.rows, whole[0, :, cells.y, cells.x].t(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_odd_maps(share):
+    """33 rows, then 17, then 9: a map has as many cells as reach into the image."""
+    down = nn.Sequential(*(nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2)))
+    network = nn.Sequential(down, nn.MaxPool2d(1, stride=2)).eval()  # as Detectron2's p6
+    image = torch.randn(1, 4, 33, 47)
+    output = run(network, image, image, some_sites(share, (33, 47)))
+    whole = network(image)
+    assert tuple(output.shape) == tuple(whole.shape) == (1, 4, 5, 6)
+    cells = output.cells
+    torch.testing.assert_close(output.rows, whole[0, :, cells.y, cells.x].t(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_padding_is_zeros():
+    """A 3x5 image in 4x8 pixels, all ones, a small image of ones: beyond the image is nothing."""
+    box = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.ones_(box.weight)
+    with torch.no_grad(), Recording() as recording:
+        box(torch.ones(1, 1, 2, 4))
+    sites = torch.tensor([[1, 1], [2, 4]])
+    resolutions = Resolutions(sites, (3, 5), (4, 8), (0.5, 0.5))
+    trace = recording.of_image(0, (2, 3))
+    with torch.no_grad():
+        output = box(SiteTensor(torch.ones(2, 1), resolutions.at(1), resolutions, trace))
+    assert output.rows[:, 0].tolist() == [9, 4]
 
 
 def test_what_lies_around_comes_from_the_small_image():
@@ -155,6 +201,11 @@ def test_what_lies_around_comes_from_the_small_image():
         (lambda x: F.interpolate(F.max_pool2d(x, 4), size=(20, 20)), "interpolate .*stride 4"),
         (lambda x: F.interpolate(F.max_pool2d(x, 2), SIZE, mode="bicubic"), "'bicubic'"),
         (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d to 2"),
+        (lambda x: F.relu(F.pad(x, (1, 0, 1, 0))), "relu after pad"),
+        (lambda x: x[:, :2], "uses indexing"),
+        (lambda x: x**2, "uses pow"),
+        (lambda x: torch.cat([x, F.adaptive_avg_pool2d(x, 1).expand(1, 4, *SIZE)], 1), "plain"),
+        (lambda x: F.interpolate(F.max_pool2d(x, 1, 32), scale_factor=32), "the image's is"),
     ],
 )
 def test_what_has_no_form_is_said(network, message):
@@ -189,10 +240,17 @@ def test_another_architecture_is_said():
             run(differs(first, second), image, image, some_sites(0.1))
 
 
-def test_a_stride_that_does_not_divide_the_image():
-    resolutions = Resolutions(torch.tensor([[0, 0]]), (32, 48), (1.0, 1.0))
-    with pytest.raises(ValueError, match="stride 5 in an image of 32x48"):
-        resolutions.at(5)
+def test_a_map_that_is_changed_after_it_was_read_is_said():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def network(x):
+        y = x * 1
+        z = conv(y)
+        return F.relu(y, inplace=True) + z
+
+    image = torch.randn(1, 4, *SIZE)
+    with pytest.raises(UnsupportedOperation, match="changes the input .* of conv2d in place"):
+        run(network, image, image, some_sites(0.1))
 
 
 def test_bfloat16():

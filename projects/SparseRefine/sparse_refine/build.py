@@ -32,17 +32,11 @@ def build_parts(cfg) -> dict:
     node = cfg.MODEL.SPARSE_REFINE
     _check(cfg)
     base = build_base(cfg)
-    extractor = _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.EXTRACTOR.NAME)(cfg)
-    ensembler = _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg)
-    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    extractor = _build_extractor(cfg, base)
+    mean = node.EXTRACTOR.PIXEL_MEAN or cfg.MODEL.PIXEL_MEAN
+    std = node.EXTRACTOR.PIXEL_STD or cfg.MODEL.PIXEL_STD
     if isinstance(extractor, PretrainedExtractor):
         mean, std = extractor.normalisation
-        if any(True for _ in ensembler.parameters()):
-            raise ValueError(
-                f"MODEL.SPARSE_REFINE.ENSEMBLER.NAME is {node.ENSEMBLER.NAME!r}, which is trained "
-                "together with an extractor, and PretrainedExtractor is not trained: set "
-                "RefinedEnsembler or EntropyEnsembler"
-            )
     return {
         "coarse": CoarsePass(
             base=base,
@@ -55,9 +49,9 @@ def build_parts(cfg) -> dict:
         ),
         "selector": _get(SELECTOR_REGISTRY, "SELECTOR", node.SELECTOR.NAME)(cfg),
         "extractor": extractor,
-        "ensembler": ensembler,
-        "pixel_mean": node.EXTRACTOR.PIXEL_MEAN or mean,
-        "pixel_std": node.EXTRACTOR.PIXEL_STD or std,
+        "ensembler": _get(ENSEMBLER_REGISTRY, "ENSEMBLER", node.ENSEMBLER.NAME)(cfg),
+        "pixel_mean": mean,
+        "pixel_std": std,
         "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         "output": node.OUTPUT,
         "refined_weight": node.LOSS.REFINED_WEIGHT,
@@ -83,6 +77,22 @@ def build_base(cfg) -> nn.Module:
     return apply_configured(base, cfg)
 
 
+def _build_extractor(cfg, base: nn.Module) -> nn.Module:
+    node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+    extractor = _get(EXTRACTOR_REGISTRY, "EXTRACTOR", node.NAME)
+    if extractor is not PretrainedExtractor:
+        return extractor(cfg)
+    if node.WEIGHTS:
+        own = cfg.clone()
+        own.defrost()
+        own.MODEL.SPARSE_REFINE.BASE.WEIGHTS = ""
+        base = build_base(own)
+        key = "MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS"
+        load_base_weights(base, node.WEIGHTS, "", cfg.MODEL.ALLOW_PICKLE, key)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return PretrainedExtractor(model=base, num_classes=classes, precision=node.PRECISION)
+
+
 def base_has_weights(cfg) -> bool:
     """Whether the base comes with weights: from BASE.WEIGHTS, as a pretrained model of Hugging
     Face's, or as a module that loads its own (MODEL.MODULE.PRETRAINED)."""
@@ -96,9 +106,13 @@ def base_has_weights(cfg) -> bool:
 
 
 def load_base_weights(
-    base: nn.Module, path: str, prefix: str = "", allow_pickle: bool = False
+    base: nn.Module,
+    path: str,
+    prefix: str = "",
+    allow_pickle: bool = False,
+    keys: str = "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX",
 ) -> None:
-    """Load a base from its own checkpoint, every tensor of it.
+    """Load a base from its own checkpoint, every tensor of it. `keys` are what messages name.
 
     Where the base is a wrapper (ModuleSegmentor, HuggingFaceSegmentor), the names may be the
     wrapped model's own, without the wrapper's prefix.
@@ -128,7 +142,7 @@ def load_base_weights(
         raise ValueError(
             f"{path} does not fit the base {type(base).__name__}: {'; '.join(faults[:4])}"
             f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check "
-            "MODEL.SPARSE_REFINE.BASE.WEIGHTS, BASE.WEIGHTS_PREFIX, MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+            f"{keys}, MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
     # into `own`, which has the versions of the base's modules: without them Mask2Former would take
     # the names for those of its first version, and change them

@@ -187,7 +187,7 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # architecture that is evaluated at the selected pixels alone, and not trained.
     node.EXTRACTOR.NAME = "SparseUNetExtractor"
     # PretrainedExtractor: its checkpoint, a model trained at full resolution; "" takes the base's.
-    # The keys below are then without meaning, but for PRECISION.
+    # Of the keys below PRECISION alone has a meaning then.
     node.EXTRACTOR.WEIGHTS = ""
     # What it reads at a pixel, any of: "rgb" (3, normalised by the PIXEL_MEAN and PIXEL_STD below),
     # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).

@@ -19,7 +19,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 EXTRACTOR_REGISTRY = Registry("SPARSE_REFINE_EXTRACTOR")
 EXTRACTOR_REGISTRY.__doc__ = """
 Extractors, by the name in MODEL.SPARSE_REFINE.EXTRACTOR.NAME. A class is built with (cfg) and
-called as `extractor(rgb, coarse, position, sites, sizes)`, see `SparseUNetExtractor.forward`.
+called as `extractor(rgb, coarse, position, sites, sizes)`, see `SparseUNetExtractor.forward`, or,
+where it has `reads_traces = True`, with the base's traces after these, see `PretrainedExtractor`.
 """
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from .build import base_score_type, build_parts
 from .coarse import CoarsePass, View, repeat_nearest
-from .ensembler import GatedEnsembler
+from .ensembler import GatedEnsembler, RefinedEnsembler
 from .extractor import SparseUNetExtractor
 from .labels import argmax_labels
 from .losses import cross_entropy, soft_dice
@@ -62,6 +62,12 @@ class SparseRefine(nn.Module):
         super().__init__()
         if output not in ("logits", "labels"):
             raise ValueError(f"MODEL.SPARSE_REFINE.OUTPUT is {output!r}: one of 'logits', 'labels'")
+        if isinstance(extractor, PretrainedExtractor) and any(True for _ in ensembler.parameters()):
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.ENSEMBLER.NAME is {type(ensembler).__name__!r}, which is "
+                "trained together with an extractor, and PretrainedExtractor is not trained: set "
+                "RefinedEnsembler or EntropyEnsembler"
+            )
         self.coarse = coarse
         self.selector = selector
         self.extractor = extractor
@@ -104,7 +110,7 @@ class SparseRefine(nn.Module):
                 frozen in place. `score_type` is the module's own where it says (Segmentor), else
                 "logits" by default.
             selector, extractor, ensembler: the paper's by default (entropy above 0.3 nats, the
-                `base` UNet on RGB, the gate).
+                `base` UNet on RGB, the gate; with a PretrainedExtractor its own answer).
             options: of the constructor.
         """
         if not _speaks_detectron2(module):
@@ -128,10 +134,12 @@ class SparseRefine(nn.Module):
             selector = EntropySelector(threshold=0.3)
         if extractor is None:
             extractor = SparseUNetExtractor(num_classes=num_classes)
-        if ensembler is None:
-            ensembler = GatedEnsembler(num_classes=num_classes)
-        if isinstance(extractor, PretrainedExtractor):
+        pretrained = isinstance(extractor, PretrainedExtractor)
+        if pretrained:
             pixel_mean, pixel_std = extractor.normalisation
+        if ensembler is None:
+            gate = GatedEnsembler(num_classes=num_classes)
+            ensembler = RefinedEnsembler() if pretrained else gate
         return cls(
             coarse=coarse,
             selector=selector,
@@ -165,11 +173,12 @@ class SparseRefine(nn.Module):
 
         record = getattr(self.extractor, "reads_traces", False)
         outputs = self.coarse(inputs, record)  # "sem_seg": logits (K,h,w) an image
-        traces = [out.pop("trace") for out in outputs] if record else None
+        traces = [out.pop("trace", None) for out in outputs] if record else None
         sites = [self.selector(out["sem_seg"], view) for out, view in zip(outputs, views)]
         coarse = self._coarse_logits(outputs, sites, views)  # (P,K)
         pixels = self._pixels(inputs, sites)  # (P,3)
         refined = self._refine(pixels, coarse, sites, views, traces)  # (P,K)
+        del traces  # all feature maps of the batch
         fused = self.ensembler(coarse, refined)  # (P,K)
 
         if self.training:

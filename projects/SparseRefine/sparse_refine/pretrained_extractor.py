@@ -11,7 +11,6 @@ taking the others from maps that were computed before, is Li et al.'s, NeurIPS 2
 from __future__ import annotations
 
 import torch
-from detectron2.config import configurable
 from torch import nn
 
 from .extractor import EXTRACTOR_REGISTRY, autocast, check_precision
@@ -22,8 +21,8 @@ from .sparse_inference import Resolutions, SiteTensor, Trace
 class PretrainedExtractor(nn.Module):
     """Refined logits by a dense segmentation network of convolutions, as it is.
 
-    From a config the model is of the base's architecture, with the weights of EXTRACTOR.WEIGHTS or,
-    where that is "", the base's own.
+    From a config (build.py) the model is of the base's architecture, with the weights of
+    EXTRACTOR.WEIGHTS, or, where that is "", the base itself.
 
     Args:
         model: what has Detectron2's `backbone` and `sem_seg_head`, of the base's architecture.
@@ -37,7 +36,6 @@ class PretrainedExtractor(nn.Module):
 
     reads_traces = True  # see SparseRefine.forward
 
-    @configurable
     def __init__(self, *, model: nn.Module, num_classes: int, precision: str = "auto"):
         super().__init__()
         if not (hasattr(model, "backbone") and hasattr(model, "sem_seg_head")):
@@ -51,21 +49,6 @@ class PretrainedExtractor(nn.Module):
         self.num_classes = num_classes
         own = model.backbone.size_divisibility
         self.divisor = own if own > 1 else 32  # the strides of nearly all networks divide it
-
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        from .build import build_base  # which imports this module
-
-        node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
-        options = {
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "precision": node.PRECISION,
-        }
-        if node.WEIGHTS:
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = node.WEIGHTS
-        return {"model": build_base(cfg), **options}
 
     @property
     def normalisation(self) -> tuple[list[float], list[float]]:
@@ -110,7 +93,7 @@ class PretrainedExtractor(nn.Module):
     def _of_image(self, rgb, sites, size, trace: Trace) -> torch.Tensor:
         padded = tuple(-(-n // self.divisor) * self.divisor for n in size)
         scale = tuple(small / full for small, full in zip(trace.size, size))
-        resolutions = Resolutions(sites, padded, scale)
+        resolutions = Resolutions(sites, size, padded, scale)
         image = SiteTensor(rgb, resolutions.at(1), resolutions, trace.from_start())
         features = self.model.backbone(image)
         scores = self.model.sem_seg_head(features)[0]

@@ -44,7 +44,8 @@ float32 unless said; the machine was shared, so differences below a tenth mean l
   levels, 184 against 159 at 256 and 215 against 188 at 512, for 16/9 of the weights. F(4x4) spends
   on its transforms what it saves, and errs by 5e-5.
 - Nine products, one a tap, instead of one: 80 against 136 at 32 channels, 119 against 139 at 64.
-  (With the sites that have the neighbour alone they win from 256 channels on, and are used there.)
+  (With the sites alone that have the neighbour they win where channels are many and a fifth of
+  the neighbours is absent, and are used there.)
 - torch.compile of gather and product: 24 at 32 channels, after 23 s of compiling.
 - Weights kept in oneDNN's blocked layout: 5 to 15 % more from 256 channels on, through operators
   that are private to torch, and a second copy of all weights.

@@ -74,32 +74,29 @@ class Resolutions:
 
     Args:
         sites: (P,2) int64 (y, x), unique, in raster order.
-        size: (H,W) of the image with padding at the right and bottom, so that the network's strides
-            divide it.
+        image: (H,W) of the image.
+        size: (H,W) of it with the network's padding, zeros at the right and bottom.
         scale: (vertical, horizontal), the small image's size over the image's, without padding. The
             network maps both alike: a cell of any stride lies in a cell of the small image's map of
             the same depth, `scale` times as far from the top left corner.
     """
 
-    def __init__(self, sites: torch.Tensor, size: tuple[int, int], scale: tuple[float, float]):
-        self.sites, self.size, self.scale = sites, size, scale
+    def __init__(
+        self,
+        sites: torch.Tensor,
+        image: tuple[int, int],
+        size: tuple[int, int],
+        scale: tuple[float, float],
+    ):
+        self.sites, self.image, self.size, self.scale = sites, image, size, scale
         self._cells: dict[int, Cells] = {}
         self._windows: dict[tuple, Windows] = {}
 
     def at(self, stride: int) -> Cells:
-        """The cells of a stride in pixels, which divides both sides.
-
-        Raises:
-            ValueError: it does not.
-        """
+        """The cells of a stride in pixels; a map's last cells may reach beyond the padding."""
         if stride not in self._cells:
-            if stride < 1 or self.size[0] % stride or self.size[1] % stride:
-                raise ValueError(
-                    f"a feature map of stride {stride} in an image of {self.size[0]}x"
-                    f"{self.size[1]} pixels: the stride must divide both sides"
-                )
             y, x = self.sites.unbind(1)
-            size = (self.size[0] // stride, self.size[1] // stride)
+            size = (-(-self.size[0] // stride), -(-self.size[1] // stride))
             self._cells[stride] = Cells(y // stride, x // stride, size, stride)
         return self._cells[stride]
 
@@ -145,6 +142,9 @@ class Resolutions:
         places = torch.full(size, outside, dtype=torch.int32, device=below.device)
         inner = places[reach : reach + height, reach : reach + width]
         torch.add((len(source) + below * small[1])[:, None], right, out=inner)
+        if source.stride == 1:  # the padding is zeros, not a copy of the small image's last pixels
+            inner[self.image[0] :] = outside
+            inner[:, self.image[1] :] = outside
         rows = torch.arange(len(source), dtype=torch.int32, device=below.device)
         inner[source.y, source.x] = rows
         return places.view(-1)

@@ -10,8 +10,16 @@ from .site_tensor import OPERATIONS, SiteTensor, implements
 from .trace import UnsupportedOperation
 
 
+def _unpadded(x: SiteTensor, function) -> None:
+    if any(x.pad):
+        raise UnsupportedOperation(
+            f"{function.__name__} after pad: a convolution alone can read the zeros"
+        )
+
+
 def _each_value(function):
     def ours(x: SiteTensor, *args, **kwargs):
+        _unpadded(x, function)
         return x.like(function(x.rows, *args, **kwargs))
 
     return ours
@@ -31,12 +39,14 @@ def _batch_norm(
 ):
     if training:
         raise UnsupportedOperation("batch_norm in training: the network must be in eval mode")
+    _unpadded(x, F.batch_norm)
     return x.like(F.batch_norm(x.rows, running_mean, running_var, weight, bias, eps=eps))
 
 
 @implements(F.group_norm)
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     """By the statistics of the small image's map."""
+    _unpadded(x, F.group_norm)
     parts = x.around(F.group_norm).reshape(num_groups, -1).float()
     each = x.rows.shape[1] // num_groups
     scale = (parts.var(1, unbiased=False) + eps).rsqrt().repeat_interleave(each)
@@ -85,6 +95,8 @@ def _row(value, function):
 
 
 def _same_cells(x: SiteTensor, other: SiteTensor, function) -> None:
+    if not (isinstance(x, SiteTensor) and isinstance(other, SiteTensor)):
+        raise UnsupportedOperation(f"{function.__name__} of a map and a plain tensor")
     if x.cells is not other.cells or any(x.pad) or any(other.pad):
         raise UnsupportedOperation(
             f"{function.__name__} of maps {tuple(x.shape)} and {tuple(other.shape)}: they must be "
@@ -96,7 +108,7 @@ def _same_cells(x: SiteTensor, other: SiteTensor, function) -> None:
 def _cat(tensors, dim=0):
     if dim not in (1, -3):
         raise UnsupportedOperation(f"cat along dimension {dim}: channels (1) alone are possible")
-    for tensor in tensors[1:]:
+    for tensor in tensors:
         _same_cells(tensors[0], tensor, torch.cat)
     return tensors[0].like(torch.cat([tensor.rows for tensor in tensors], dim=1))
 
@@ -111,6 +123,7 @@ def _pad(x, pad, mode="constant", value=None):
 @implements(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(x, output_size):
     """A plain tensor (1,C,1,1): the mean of the small image's map."""
+    _unpadded(x, F.adaptive_avg_pool2d)
     if output_size not in (1, (1, 1), [1, 1]):
         raise UnsupportedOperation(f"adaptive_avg_pool2d to {output_size}: 1 alone is possible")
     return F.adaptive_avg_pool2d(x.around(F.adaptive_avg_pool2d), 1)

@@ -82,6 +82,10 @@ class SiteTensor:
     def dim(self) -> int:
         return 4
 
+    @property
+    def ndim(self) -> int:
+        return 4
+
     def numel(self) -> int:
         return self.shape.numel()
 
@@ -115,7 +119,38 @@ class SiteTensor:
     def __truediv__(self, other) -> SiteTensor:
         return OPERATIONS[torch.div](self, other)
 
+    def __rsub__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.sub](other, self)
+
+    def __rtruediv__(self, other) -> SiteTensor:
+        return OPERATIONS[torch.div](other, self)
+
+    def __neg__(self) -> SiteTensor:
+        return self * -1
+
     __radd__, __rmul__ = __add__, __mul__
+
+    def _in_place(self, result: SiteTensor) -> SiteTensor:
+        self.rows.copy_(result.rows)
+        return self
+
+    def __iadd__(self, other) -> SiteTensor:
+        return self._in_place(self + other)
+
+    def __isub__(self, other) -> SiteTensor:
+        return self._in_place(self - other)
+
+    def __imul__(self, other) -> SiteTensor:
+        return self._in_place(self * other)
+
+    def __itruediv__(self, other) -> SiteTensor:
+        return self._in_place(self / other)
+
+    def __getitem__(self, index):
+        raise _unsupported("indexing")
+
+    def __pow__(self, exponent):
+        raise _unsupported("pow")
 
 
 def _unsupported(name: str) -> UnsupportedOperation:

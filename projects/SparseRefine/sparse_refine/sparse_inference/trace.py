@@ -22,24 +22,43 @@ class UnsupportedOperation(NotImplementedError, AttributeError):
 
 class Recording(TorchFunctionMode):
     """Within `with Recording() as recording:` the inputs of `READS_AROUND` are kept in their order,
-    as they are: memory grows by the feature maps that 3x3 convolutions read."""
+    as they are: memory grows by the feature maps that 3x3 convolutions read.
+
+    A network that changes a map in place after a convolution has read it (as hardly any does) is
+    refused; in inference mode, where tensors do not tell, its results are wrong.
+    """
 
     def __init__(self):
         super().__init__()
-        self.entries: list[tuple[str, torch.Tensor]] = []
+        self.entries: list[tuple[str, torch.Tensor, int]] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in READS_AROUND and not (
             function is F.conv2d and is_pointwise(*args[1:], **kwargs)
         ):
-            self.entries.append((function.__name__, args[0] if args else kwargs["input"]))
+            maps = args[0] if args else kwargs["input"]
+            self.entries.append((function.__name__, maps, _version(maps)))
         return function(*args, **kwargs)
 
     def of_image(self, index: int, size: tuple[int, int]) -> Trace:
-        """The entries of one image of the batch; `size` (h,w) is its own, without padding."""
-        entries = [(name, maps[index : index + 1]) for name, maps in self.entries]
+        """The entries of one image of the batch; `size` (h,w) is its own, without padding.
+
+        Raises:
+            UnsupportedOperation: a map was changed in place after it was read.
+        """
+        for name, maps, version in self.entries:
+            if _version(maps) != version:
+                raise UnsupportedOperation(
+                    f"the network changes the input {tuple(maps.shape)} of {name} in place, after "
+                    "it has been read"
+                )
+        entries = [(name, maps[index : index + 1]) for name, maps, _ in self.entries]
         return Trace(entries, size)
+
+
+def _version(maps: torch.Tensor) -> int:
+    return 0 if maps.is_inference() else maps._version
 
 
 def is_pointwise(weight, bias=None, stride=1, padding=0, dilation=1, groups=1, **image) -> bool:
@@ -68,8 +87,11 @@ class Trace:
             UnsupportedOperation: the recorded network called something else at this point.
         """
         recorded, maps = None, None
-        if self.position < len(self.entries):
+        while self.position < len(self.entries):
             recorded, maps = self.entries[self.position]
+            if recorded == function.__name__ or maps.shape[-2:] != (1, 1):
+                break
+            self.position += 1  # of a map that was pooled to one place, and is no SiteTensor here
         if recorded != function.__name__ or maps.shape[1] != channels:
             found = "nothing more" if maps is None else f"{recorded} of {maps.shape[1]}"
             raise UnsupportedOperation(

@@ -51,7 +51,8 @@ def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
             x.cells.size, (top, left), (bottom, right), padding, kernel, stride, dilation
         )
     ]
-    if stride[0] != stride[1] or any(n // stride[0] != out for n, out in zip(x.cells.size, size)):
+    covered = [-(-n // stride[0]) for n in x.cells.size]
+    if stride[0] != stride[1] or size != covered:
         raise UnsupportedOperation(
             f"{function.__name__} of {kernel[0]}x{kernel[1]}, stride {stride}, padding "
             f"{tuple(padding)}: it makes {size[0]}x{size[1]} of {x.cells.size[0]}x"
@@ -133,6 +134,10 @@ def _interpolate(
             "nearest, or bilinear with align_corners False, are possible"
         )
     around, cells = x.around(F.interpolate), x.resolutions.at(x.cells.stride // factor)
+    if cells.size != tuple(n * factor for n in x.cells.size):
+        raise UnsupportedOperation(
+            f"interpolate of a map {x.cells.size} by {factor}: the image's is {cells.size}"
+        )
     down, right = (_between(at, factor)[1] for at in (cells.y, cells.x))
 
     def places():
