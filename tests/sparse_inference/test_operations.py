@@ -56,6 +56,18 @@ class InPlace(nn.Module):
         return self.second(1 - y) + kept + (2 / (3 + F.relu(y)) - -x)
 
 
+class Pooled(nn.Module):
+    """What is computed of the pooled map is no matter of single pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x * self.pooled(x))
+
+
 class Pyramid(nn.Module):
     """Down to stride 4, back up, joined: an FPN and a UNet in small."""
 
@@ -96,6 +108,7 @@ NETWORKS = {
     "group norm, plain": lambda: nn.GroupNorm(2, 4, affine=False),
     "residual": lambda: nn.Sequential(Residual(4), Residual(4)),
     "in place": InPlace,
+    "pooled": Pooled,
     "nearest": lambda: Pyramid("nearest"),
     "bilinear": lambda: Pyramid("bilinear"),
 }
