@@ -287,7 +287,7 @@ def _inference_settings(cfg: CfgNode) -> str:
     cfg.defrost()
     node = cfg.MODEL.SPARSE_REFINE
     cfg.MODEL.WEIGHTS = node.BASE.WEIGHTS = node.EXTRACTOR.WEIGHTS = ""
-    cfg.MODEL.SPARSE_REFINE.COARSE_CACHE = ""
+    node.COARSE_CACHE = ""
     return f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"
 
 

@@ -134,12 +134,11 @@ class SparseRefine(nn.Module):
             selector = EntropySelector(threshold=0.3)
         if extractor is None:
             extractor = SparseUNetExtractor(num_classes=num_classes)
-        pretrained = isinstance(extractor, PretrainedExtractor)
-        if pretrained:
+        if isinstance(extractor, PretrainedExtractor):
             pixel_mean, pixel_std = extractor.normalisation
+            ensembler = RefinedEnsembler() if ensembler is None else ensembler
         if ensembler is None:
-            gate = GatedEnsembler(num_classes=num_classes)
-            ensembler = RefinedEnsembler() if pretrained else gate
+            ensembler = GatedEnsembler(num_classes=num_classes)
         return cls(
             coarse=coarse,
             selector=selector,

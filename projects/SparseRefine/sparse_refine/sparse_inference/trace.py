@@ -17,7 +17,10 @@ READS_AROUND = (
 
 
 class UnsupportedOperation(NotImplementedError, AttributeError):
-    """A network uses a function, or a method of its input, that has no form at single pixels."""
+    """A network uses a function, or a method of its input, that has no form at single pixels.
+
+    An AttributeError, too, so that `hasattr` of such a method is False.
+    """
 
 
 class Recording(TorchFunctionMode):

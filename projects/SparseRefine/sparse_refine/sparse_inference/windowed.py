@@ -138,14 +138,14 @@ def _interpolate(
         raise UnsupportedOperation(
             f"interpolate of a map {x.cells.size} by {factor}: the image's is {cells.size}"
         )
-    down, right = (_between(at, factor)[1] for at in (cells.y, cells.x))
+    (y, down), (x_, right) = (_between(at, factor) for at in (cells.y, cells.x))
 
     def places():
         if mode == "nearest":
             return (cells.y // factor)[:, None], (cells.x // factor)[:, None]
-        y, x_ = (_between(at, factor)[0][:, None] for at in (cells.y, cells.x))
-        y, x_ = y + y.new_tensor([0, 0, 1, 1]), x_ + y.new_tensor([0, 1, 0, 1])
-        return y.clamp(0, x.cells.size[0] - 1), x_.clamp(0, x.cells.size[1] - 1)
+        corners_y = y[:, None] + y.new_tensor([0, 0, 1, 1])
+        corners_x = x_[:, None] + y.new_tensor([0, 1, 0, 1])
+        return corners_y.clamp(0, x.cells.size[0] - 1), corners_x.clamp(0, x.cells.size[1] - 1)
 
     small = tuple(around.shape[-2:])
     windows = x.resolutions.windows(x.cells, cells, small, (mode, factor), 0, places)
