@@ -245,7 +245,9 @@ class CoarsePass(nn.Module):
         below = (above + 1).clamp(max=height - 1)
         share = (y - above).to(logits.dtype)[:, None]
         strips = []
-        for strip in torch.arange(size[0], device=logits.device).split(128):
+        # on a GPU few large ones: each waits to be told its rows
+        step = max(128, (1 << 26) // (len(logits) * size[1]) if logits.is_cuda else 0)
+        for strip in torch.arange(size[0], device=logits.device).split(step):
             first, last = int(above[strip[0]]), int(below[strip[-1]])
             rows = F.interpolate(
                 logits[None, :, first : last + 1],

@@ -5,7 +5,7 @@ The gathered chunk stays in the processor's cache, so memory traffic is that of 
 themselves and nothing is ever allocated that grows with 9 x channels x sites. Training keeps the
 inputs alone: both gradients come from one gather of the output's gradient through the transposed
 map, chunk by chunk. Nothing is scattered with collisions, so that results are the same on every
-run.
+run. On a GPU a kernel of `triton_kernels` does a whole group without the chunks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from .cache import chunk_bytes
+from .fused import kernels_for
 from .kernel_map import Chunk, KernelMap, TapGroup
 from .products import correlate_, product
+from .norm import Statistics
 
 # A chunk has at least as many rows: the matrix product reads all weights once a chunk.
 _MIN_ROWS = 1024
@@ -28,11 +30,18 @@ def sparse_conv(
     bias: torch.Tensor | None = None,
     relu: bool = False,
     residual: torch.Tensor | None = None,
+    norm: Statistics | None = None,
 ) -> torch.Tensor:
-    """relu(convolution + bias) + residual, each where given, of features (P_in,C_in) and weight
-    (9,C_in,C_out) -> (P_out,C_out). Follows autocast. Differentiable in all tensors."""
+    """relu(norm(convolution) + bias) + residual, each where given, of features (P_in,C_in) and
+    weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast. Differentiable in all tensors but
+    those of `norm`, which is for inference, and not together with a bias."""
     dtype = autocast_dtype(features.device.type) or weight.dtype
-    features, weight = features.to(dtype), weight.to(dtype)
+    features = features.to(dtype)
+    fused = kernels_for(features) if kernel_map.images is None else None
+    if norm is not None and fused is None:
+        scale, bias = norm.scale_and_shift()
+        weight, norm = scaled(weight, scale, dtype), None
+    weight = weight.to(dtype)
     if residual is not None:
         residual = residual.to(dtype)
     if bias is not None:
@@ -43,7 +52,7 @@ def sparse_conv(
             output = output.relu_() if relu else output
             return output if residual is None else output.add_(residual)
     elif not torch.is_grad_enabled():
-        return _convolve(features, weight, kernel_map, bias, relu, residual)
+        return _convolve(features, weight, kernel_map, bias, relu, residual, norm)
     else:
         output = _SparseConv.apply(features, weight, kernel_map)
         output = output if bias is None else output + bias
@@ -59,6 +68,19 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     if device == "cuda":
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
     return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+
+
+def scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """weight (9,C_in,C_out) * scale (C_out,), in `dtype`."""
+    if dtype == weight.dtype:
+        return weight * scale
+    result = torch.empty_like(weight, dtype=dtype)
+    # in pieces that stay in the cache; torch's own product into another type is 13 times slower
+    step = max(1, chunk_bytes(weight.device.type) // (4 * weight[..., 0].numel()))
+    parts = (tensor.split(step, dim=-1) for tensor in (result, weight, scale))
+    for target, piece, factor in zip(*parts):
+        target.copy_(piece * factor)
+    return result
 
 
 class _SparseConv(torch.autograd.Function):
@@ -82,13 +104,23 @@ def _convolve_images(features, weight, images: tuple[int, int, int], bias):
     return F.conv2d(pixels, kernel, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _convolve(features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None):
+def _convolve(
+    features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None, norm=None
+):
     if kernel_map.inputs == 0:  # a sum over nothing
         output = features.new_zeros(kernel_map.outputs, weight.shape[2])
-        output = output if bias is None else output + bias
+        shift = bias if norm is None else norm.scale_and_shift()[1].to(output.dtype)
+        output = output if shift is None else output + shift
         output = output.relu_() if relu else output
         return output if residual is None else output + residual
     output = features.new_empty(kernel_map.outputs, weight.shape[2])
+    fused = kernels_for(features)
+    if fused is not None:
+        features = features.contiguous()
+        residual = None if residual is None else residual.contiguous()
+        for group in kernel_map.groups:
+            fused.convolve_(output, features, weight, group, norm, bias, relu, residual)
+        return output
     summed = any(group.add for group in kernel_map.groups)
     sums, epilogue = (_sums_for(output), ()) if summed else (output, (relu, residual))
     sources = _sources(features, kernel_map)
@@ -118,6 +150,11 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
     to_features = to_weight = None
     if of_weight:  # half precision would lose small terms of a sum over a million sites
         sums = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    fused = kernels_for(features)
+    if fused is not None and kernel_map.inputs:
+        return _fused_gradients(
+            fused, features, weight, gradient, kernel_map, of_features, sums if of_weight else None
+        )
     if of_features:
         to_features = torch.empty_like(features)
         if any(group.add for group in kernel_map.groups):
@@ -146,6 +183,17 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
             sums[list(taps)] = 0
         to_weight = sums.to(weight.dtype)
     return to_features if to_features is None else to_features.to(features.dtype), to_weight
+
+
+def _fused_gradients(fused, features, weight, gradient, kernel_map, of_features, sums):
+    features = features.contiguous()
+    to_features = torch.empty_like(features) if of_features else None
+    for group in kernel_map.groups:
+        if of_features:
+            fused.convolve_(to_features, gradient, weight.transpose(1, 2), group)
+        if sums is not None:
+            fused.correlate_(sums, features, gradient, group)
+    return to_features, None if sums is None else sums.to(weight.dtype)
 
 
 def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=None) -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .pyramid import Level, Pyramid
+from .pyramid import Level, Pyramid, on_device
 
 TAPS = [(dy, dx) for dy in range(3) for dx in range(3)]  # tap k of a 3x3 kernel, y first
 
@@ -178,8 +178,8 @@ def _in_one(level: Level, form: str) -> TapGroup:
         options = {"pick": level.flat - level.width, "line": level.width}
     elif form == "runs":
         stream, pick = level.stream()
-        steps = [(dy - 1) * level.width for dy in range(3)]
-        table = level.rows(stream[:, None] + stream.new_tensor(steps))
+        steps = on_device(tuple((dy - 1) * level.width for dy in range(3)), stream.device)
+        table = level.rows(stream[:, None] + steps)
         taps = tuple(tuple(3 * dy + dx for dy in range(3)) for dx in range(3))
         options = {"pick": pick}
     else:
@@ -188,13 +188,24 @@ def _in_one(level: Level, form: str) -> TapGroup:
     return tap_group(taps, table, level.count, **options)
 
 
+def _rows_by(kinds: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """For each kind 0 .. count - 1 the places of `kinds` (P,) that hold it, int64, ascending."""
+    if kinds.device.type == "cpu":
+        return [(kinds == kind).nonzero()[:, 0] for kind in range(count)]
+    # on a GPU each `nonzero` waits for all that it has to do
+    kinds, order = kinds.to(torch.uint8).sort(stable=True)
+    ends = torch.searchsorted(kinds, torch.arange(count, device=kinds.device).to(kinds), right=True)
+    return list(order.tensor_split(ends[:-1].cpu()))
+
+
 def down_map(pyramid: Pyramid, level: int) -> KernelMap:
     """3x3, stride 2, from `level` to `level + 1`; its `transposed` is the convolution back up."""
     fine, coarse = pyramid.levels[level], pyramid.levels[level + 1]
     first = pyramid.window
     image, y, x = coarse.sites.unbind(1)
     base = fine.position(image, 2 * y + first, 2 * x + first)
-    table = fine.rows(base[:, None] + base.new_tensor([dy * fine.width + dx for dy, dx in TAPS]))
+    steps = on_device(tuple(dy * fine.width + dx for dy, dx in TAPS), base.device)
+    table = fine.rows(base[:, None] + steps)
     forward = KernelMap(
         fine.count, coarse.count, [tap_group((tuple(range(9)),), table, fine.count)]
     )
@@ -203,15 +214,13 @@ def down_map(pyramid: Pyramid, level: int) -> KernelMap:
     groups = []
     image, y, x = fine.sites.unbind(1)
     y, x = y - first, x - first
-    base, parity = coarse.position(image, y >> 1, x >> 1), (y & 1) * 2 + (x & 1)
-    for odd_y in (0, 1):
-        for odd_x in (0, 1):
-            rows = (parity == 2 * odd_y + odd_x).nonzero()[:, 0]
-            taps = [(dy, dx) for dy, dx in TAPS if dy % 2 == odd_y and dx % 2 == odd_x]
-            steps = base.new_tensor([-(dy // 2) * coarse.width - dx // 2 for dy, dx in taps])
-            table = coarse.rows(base.index_select(0, rows)[:, None] + steps)
-            taps = (tuple(3 * dy + dx for dy, dx in taps),)
-            groups.append(tap_group(taps, table, coarse.count, rows=rows))
+    base, parity = coarse.position(image, y >> 1, x >> 1), torch.add(x & 1, y & 1, alpha=2)
+    for place, rows in enumerate(_rows_by(parity, 4)):
+        taps = [(dy, dx) for dy, dx in TAPS if 2 * (dy % 2) + dx % 2 == place]
+        steps = tuple(-(dy // 2) * coarse.width - dx // 2 for dy, dx in taps)
+        table = base.index_select(0, rows)[:, None] + on_device(steps, base.device)
+        taps = (tuple(3 * dy + dx for dy, dx in taps),)
+        groups.append(tap_group(taps, coarse.rows(table), coarse.count, rows=rows))
     backward = KernelMap(coarse.count, fine.count, groups)
     forward.transposed, backward.transposed = backward, forward
     return forward

@@ -12,6 +12,8 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
 from .cache import chunk_bytes
+from .fused import kernels_for
+from .norm import Statistics
 
 
 class SparseConv2d(nn.Module):
@@ -53,13 +55,10 @@ class SparseConv2d(nn.Module):
             output = convolve(features, self.weight, level)
             output = output if norm is None else norm(output)
             return output if residual is None else output + residual
-        weight, bias = self.weight, None
-        if norm is not None:
-            # anew each time: a copy that is kept doubles the memory, and goes stale
-            scale, bias = norm.scale_and_shift()
-            weight = grid.scaled(weight, scale)
+        # folded anew each time: a copy that is kept doubles the memory, and goes stale
+        statistics = None if norm is None else norm.statistics()
         return convolve(
-            features, weight, level, bias=bias, relu=norm is not None, residual=residual
+            features, self.weight, level, norm=statistics, relu=norm is not None, residual=residual
         )
 
     def extra_repr(self) -> str:
@@ -125,35 +124,37 @@ class NormReLU(nn.Module):
 
     def forward(self, features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Features (P,C), or several (P,C_i) that stand for their concatenation."""
-        if isinstance(features, torch.Tensor):
-            return F.relu_(self.norm(features))
+        parts = (features,) if isinstance(features, torch.Tensor) else features
         if self.training or torch.is_grad_enabled():
-            return F.relu_(self.norm(torch.cat(features, dim=1)))
-        channels = [part.shape[1] for part in features]
-        tensors = zip(*(tensor.split(channels) for tensor in self.affine_tensors()))
-        tensors = list(zip(features, tensors))
-        output = features[0].new_empty(len(features[0]), sum(channels))
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            return F.relu_(self.norm(whole))
+        fused = kernels_for(parts[0])
+        if fused is None and len(parts) == 1:
+            return F.relu_(self.norm(parts[0]))
+        channels = [part.shape[1] for part in parts]
+        output = parts[0].new_empty(len(parts[0]), sum(channels))
+        statistics = self.statistics()
+        tensors = zip(*(tensor.split(channels) for tensor in statistics[:4]))
+        pieces = [Statistics(*four, statistics.eps) for four in tensors]
+        if fused is not None:
+            for target, part, piece in zip(output.split(channels, dim=1), parts, pieces):
+                fused.norm_relu_(target, part.contiguous(), piece)
+            return output
         # piece by piece, while it is in the cache: the concatenation is never made
         step = max(1, chunk_bytes(output.device.type) // (4 * max(1, output.shape[1])))
         for start in range(0, len(output), step):
             rows = slice(start, start + step)
-            parts = [
-                F.relu_(F.batch_norm(part[rows], mean, var, weight, bias, eps=self.norm.eps))
-                for part, (weight, bias, mean, var) in tensors
+            normed = [
+                F.relu_(F.batch_norm(part[rows], p.mean, p.variance, p.weight, p.bias, eps=p.eps))
+                for part, p in zip(parts, pieces)
             ]
-            torch.cat(parts, dim=1, out=output[rows])
+            torch.cat(normed, dim=1, out=output[rows])
         return output
 
-    def affine_tensors(self) -> tuple[torch.Tensor, ...]:
-        """weight, bias, running mean, running variance: (C,) each."""
+    def statistics(self) -> Statistics:
+        """What inference normalises by."""
         norm = self.norm
-        return norm.weight, norm.bias, norm.running_mean, norm.running_var
-
-    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C,) each: with running statistics the normalisation is x * scale + shift."""
-        weight, bias, mean, variance = self.affine_tensors()
-        scale = weight * (variance + self.norm.eps).rsqrt()
-        return scale, bias - mean * scale
+        return Statistics(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
 
 
 class ResidualBlock(nn.Module):

@@ -15,6 +15,7 @@ import warnings
 
 import torch
 
+from .norm import Statistics
 from .pyramid import Pyramid
 
 
@@ -78,11 +79,6 @@ class MinkowskiGrid:
         convolution = self._engine.MinkowskiConvolutionTransposeFunction
         return self._convolve(convolution, features, weight, 2, level + 1, level, **epilogue)
 
-    @staticmethod
-    def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """weight (9,C_in,C_out) * scale (C_out,)."""
-        return weight * scale
-
     def _convolve(
         self,
         convolution,
@@ -92,12 +88,16 @@ class MinkowskiGrid:
         source: int,
         target: int,
         *,
-        bias: torch.Tensor | None = None,
+        norm: Statistics | None = None,
         relu: bool = False,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         inputs, outputs = (self.pyramid.levels[level].count for level in (source, target))
         with torch.autocast(features.device.type, enabled=False):
+            shift = None
+            if norm is not None:
+                scale, shift = norm.scale_and_shift()
+                weight = weight * scale
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
             features = features.to(weight.dtype)
             if inputs == 0 or outputs == 0:
@@ -113,7 +113,7 @@ class MinkowskiGrid:
                     self._maps[target][0],
                     self._manager,
                 )
-            output = output if bias is None else output + bias
+            output = output if shift is None else output + shift
             output = output.relu() if relu else output
             return output if residual is None else output + residual
 

@@ -8,7 +8,16 @@ of the feature matrix answers every "who is my neighbour" by one read.
 
 from __future__ import annotations
 
+import functools
+
 import torch
+
+
+@functools.lru_cache(maxsize=1024)
+def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Numbers (N,) int64. Kept: to bring them to a GPU anew would wait for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 class Level:
@@ -18,16 +27,18 @@ class Level:
     `index` (canvas,) int32: a position's row, or P where it holds no site.
     """
 
-    def __init__(self, sites: torch.Tensor, sizes: list[tuple[int, int]]):
+    def __init__(
+        self, sites: torch.Tensor, sizes: list[tuple[int, int]], flat: torch.Tensor | None = None
+    ):
         self.sizes = sizes
         self.sites = sites
         self.width = max((width for _, width in sizes), default=0) + 2
-        heights = torch.tensor(
-            [height + 2 for height, _ in sizes], dtype=torch.int64, device=sites.device
-        )
-        self.offsets = (heights.cumsum(0) - heights) * self.width
-        self.flat = self.position(sites[:, 0], sites[:, 1], sites[:, 2])
-        self.canvas = int(heights.sum()) * self.width
+        starts = [0]
+        for height, _ in sizes:
+            starts.append(starts[-1] + (height + 2) * self.width)
+        self.canvas = starts.pop()
+        self.offsets = on_device(tuple(starts), sites.device)
+        self.flat = self.position(*sites.unbind(1)) if flat is None else flat
         self._index = None
         self._spread = None
         self._present = None
@@ -35,10 +46,13 @@ class Level:
     def filled(self, occupied: torch.Tensor) -> Level:
         """A level of the same images with a site at each True of `occupied` (canvas,)."""
         flat = occupied.nonzero()[:, 0]
-        image = torch.bucketize(flat, self.offsets, right=True) - 1
-        rest = flat - self.offsets.index_select(0, image)
+        if len(self.sizes) == 1:
+            image, rest = torch.zeros_like(flat), flat
+        else:
+            image = torch.bucketize(flat, self.offsets, right=True) - 1
+            rest = flat - self.offsets.index_select(0, image)
         y, x = rest // self.width - 1, rest % self.width - 1
-        return Level(torch.stack([image, y, x], dim=1), self.sizes)
+        return Level(torch.stack([image, y, x], dim=1), self.sizes, flat)
 
     @property
     def count(self) -> int:
@@ -85,8 +99,8 @@ class Level:
 
     def neighbours(self) -> torch.Tensor:
         """(P,9) int32: the rows of the 3x3 window around each site, y first; P for absent ones."""
-        steps = [dy * self.width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        return self.rows(self.flat[:, None] + self.flat.new_tensor(steps))
+        steps = tuple(dy * self.width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+        return self.rows(self.flat[:, None] + on_device(steps, self.flat.device))
 
     @property
     def present(self) -> float:
@@ -97,8 +111,8 @@ class Level:
 
     def position(self, image: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Canvas positions; y and x may be one pixel outside of the image, on its empty border."""
-        offsets = self.offsets if len(self.sizes) == 1 else self.offsets.index_select(0, image)
-        return offsets + (y * self.width + x) + (self.width + 1)
+        places = torch.add(x, y, alpha=self.width).add_(self.width + 1)
+        return places if len(self.sizes) < 2 else places.add_(self.offsets.index_select(0, image))
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
         """`index` at positions of any shape, int32."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .cache import chunk_bytes
-from .functional import autocast_dtype, sparse_conv
+from .functional import sparse_conv
 from .kernel_map import KernelMap, down_map, submanifold_map
 from .products import best_form
 from .pyramid import Pyramid
@@ -35,25 +34,11 @@ class TorchGrid:
         """The way back of `enter`."""
         return features
 
-    @staticmethod
-    def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """weight (9,C_in,C_out) * scale (C_out,), in the type that convolutions compute in."""
-        dtype = autocast_dtype(weight.device.type) or weight.dtype
-        if dtype == weight.dtype:
-            return weight * scale
-        result = torch.empty_like(weight, dtype=dtype)
-        # in pieces that stay in the cache; torch's own product into another type is 13 times slower
-        step = max(1, chunk_bytes(weight.device.type) // (4 * weight[..., 0].numel()))
-        parts = (tensor.split(step, dim=-1) for tensor in (result, weight, scale))
-        for target, piece, factor in zip(*parts):
-            target.copy_(piece * factor)
-        return result
-
     def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 1: (P_l,C_in), weight (9,C_in,C_out) -> (P_l,C_out).
 
-        Here and below `epilogue` is any of bias (C_out,), relu and residual (of the output's
-        shape): relu(convolution + bias) + residual.
+        Here and below `epilogue` is any of norm (`Statistics`, at inference alone), relu and
+        residual (of the output's shape): relu(norm(convolution)) + residual.
         """
         sites = self.pyramid.levels[level]
         form = best_form(sites, weight)

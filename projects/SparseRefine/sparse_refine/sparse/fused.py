@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether Triton's kernels serve for a tensor.
+
+Triton comes with PyTorch's builds for Linux. Where it is not, on older GPUs and in double precision
+a GPU gathers and multiplies as a CPU does.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def kernels_for(features: torch.Tensor):
+    """The module `triton_kernels` where it can compute with these features, else None."""
+    if features.device.type != "cuda" or features.dtype not in _TYPES:
+        return None
+    return _kernels(features.device.index)
+
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def _kernels(device: int):
+    # TF32 and bfloat16 came with Ampere; AMD's GPUs have not been tried
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from . import triton_kernels
+    except ImportError as error:
+        logger.warning(
+            f"Sparse convolutions run several times slower on this GPU than they could: Triton "
+            f"cannot be imported ({error}). Install the package triton (on Windows triton-windows)."
+        )
+        return None
+    return triton_kernels
+
+
+def tf32_allowed() -> bool:
+    """Whether convolutions in float32 may round their inputs to TF32, as cuDNN's may by default."""
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(convolutions, "fp32_precision"):  # torch 2.9
+        return convolutions.fp32_precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
