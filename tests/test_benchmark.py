@@ -74,6 +74,25 @@ def test_record(run, mask, capsys):
     assert "random weights in the base and the refiner" in text and "dense_full" in text
 
 
+def test_seconds_are_those_of_one_image_of_a_batch(run, tool, mask, monkeypatch, capsys):
+    """A clock that stands still but for calls: each takes six seconds, of three images."""
+    records = tool("model_benchmark.records")
+    seen = []
+
+    def take_turns(calls, device, repeats, **options):
+        outputs = {name: call() for name, call in calls.items()}
+        seen.extend(len(output) for output in outputs.values())
+        return {name: [6.0] * repeats for name in calls}
+
+    monkeypatch.setattr(records, "take_turns", take_turns)
+    record = run("--sites", str(mask), "--batch", "3", "--repeats", "2")
+    assert seen == [3, 3, 3] and record["batch"] == 3
+    assert {arm["seconds"] for arm in record["arms"].values()} == {2.0}
+    assert sum(record["arms"]["sparse_refine"]["stages"].values()) == pytest.approx(2.0)
+    assert record["selected_fraction"] == SITES / (SIZE[0] * SIZE[1])
+    assert "3 images a call" in capsys.readouterr().out
+
+
 def test_multiply_adds_of_the_arms(run, mask):
     arms = run("--sites", str(mask), "--repeats", "1")["arms"]
     pixels, hidden, classes = SIZE[0] * SIZE[1], 8, 3

@@ -3,8 +3,8 @@
 """A model at full resolution, at low resolution, and refined: seconds, multiply-adds and memory.
 
     python projects/SparseRefine/tools/benchmark.py --config-file C --height H --width W \\
-        [--sites MASK] [--precision float32 bfloat16] [--preset paper base] --json OUT \\
-        [KEY VALUE ...]
+        [--sites MASK] [--precision float32 bfloat16] [--preset paper base] [--batch 1] \\
+        --json OUT [KEY VALUE ...]
 
 Arms, each from an 8-bit image (3,H,W) to what stands here:
     dense_full     the base by itself on the full image: its scores interpolated to (K,H,W) as every
@@ -19,6 +19,8 @@ How it is measured:
   two seconds, when there is more to come. Seconds are medians; a speedup is the median of the
   rounds' ratios. Stages are those of the median call.
 - bfloat16 is autocast around the whole arm, the same for all. No gradients are recorded.
+- With --batch a call is of several images, seconds are an image's. A GPU that waits for the
+  launches of a single image's small steps shows there what it can do.
 - Memory is the most that the first call holds above what was held before it; weights do not count.
 - Multiply-adds: the base's by fvcore, attention's products counted (evaluation/counting.py); the
   extractor's 9 C_in C_out for each site of a 3x3 convolution, neighbours or none; the ensembler's
@@ -93,13 +95,16 @@ def main(arguments: list[str] | None = None) -> None:
         "random_weights": random,
         "channels_last": cfg.MODEL.CHANNELS_LAST,
         "scale": cfg.MODEL.SPARSE_REFINE.BASE.SCALE,
+        "batch": args.batch,
         "repeats": args.repeats,
         "machine": facts,
     }
-    records = [{**common, **r} for r in measure(models, size, args.precision, args.repeats)]
+    records = measure(models, size, args.precision, args.repeats, args.batch)
+    records = [{**common, **record} for record in records]
     content = records[0] if len(records) == 1 else records
     write_whole(args.json, lambda path: Path(path).write_text(json.dumps(content, indent=1) + "\n"))
-    print(f"\n{args.config_file}, {args.height} x {args.width}, x{common['scale']}:")
+    batch = f", {args.batch} images a call" if args.batch > 1 else ""
+    print(f"\n{args.config_file}, {args.height} x {args.width}, x{common['scale']}{batch}:")
     print(table(records), flush=True)
 
 
@@ -116,6 +121,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--preset", nargs="+", choices=list(PRESETS), help="of the extractor; else the config's"
     )
     parser.add_argument("--channels-last", action="store_true", help="MODEL.CHANNELS_LAST True")
+    parser.add_argument("--batch", type=positive, default=1, help="images a call")
     parser.add_argument("--repeats", type=positive, default=3, help="rounds")
     parser.add_argument("--json", type=output_file, required=True, metavar="OUT")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")

@@ -12,10 +12,13 @@ Sections:
     size     the masks tiled to 4 and 16 times the frame
 
 Engines: torch-fp32 and torch-bf16 (autocast) are ours; minkowski is our layers on MinkowskiEngine;
-spconv; dense is conv2d of the whole frame in the faster memory format, on a CPU up to 500 GFLOP;
+spconv, and on a GPU spconv-fp16, since it has no bfloat16 (its implicit product there, its native
+pairs on a CPU); dense is conv2d of the whole frame in the faster memory format, on a CPU up to 500
+GFLOP;
 matmul and matmul-bf16 are matrix products (sites, 9 C_in) x (9 C_in, C_out), the roofline.
 
 How it is measured:
+- On a GPU float32 means TF32 for all of them: engines differ by up to 1e-3 there.
 - Engines take turns after a warm-up; the median, and the least and the largest.
 - Single convolutions are timed with their maps made, and with weights and features as a layer
   within a network has them; `maps` is the time to make them, for six levels. A UNet's time includes
@@ -82,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = True  # as convolutions have it by default
     try:
         masks = read_masks(args.masks) if args.masks else {"a made-up mask": synthetic_mask()}
     except ValueError as error:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from .cache import chunk_bytes
 from .fused import kernels_for
 from .kernel_map import Chunk, KernelMap, TapGroup
-from .products import correlate_, product
 from .norm import Statistics
+from .products import correlate_, product
 
 # A chunk has at least as many rows: the matrix product reads all weights once a chunk.
 _MIN_ROWS = 1024

@@ -15,7 +15,7 @@ import torch
 
 @functools.lru_cache(maxsize=1024)
 def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Numbers (N,) int64. Kept: to bring them to a GPU anew would wait for all that it has to do."""
+    """Numbers (N,) int64. Kept: each transfer to a GPU waits for all that it has to do."""
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 

@@ -26,7 +26,8 @@ def _convolve_kernel(
     x, w, table, rows, gamma, beta, mean, variance, bias, residual, out,
     n, inputs, c_in, c_out, w_tap, w_in, w_out, code, eps,
     TAPS: tl.constexpr, ORDERED: tl.constexpr, RELU: tl.constexpr, EVEN: tl.constexpr,
-    LARGE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    LARGE: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """out[row] = relu(norm(sum over taps of x[table[i, place]] @ w[tap]) + bias) + residual."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -151,9 +152,9 @@ def convolve_(
         *(statistics or (None,) * 5)[:4], bias, residual, output,
         n, len(features), c_in, c_out, *weight.stride(), _code(taps),
         statistics.eps if statistics else 0.0,
-        TAPS=len(taps), ORDERED=taps == tuple(range(len(taps))), RELU=relu, EVEN=c_in % bk == 0, LARGE=_large(features, output),
-        PRECISION=_precision(), BM=bm, BN=bn, BK=bk,
-        num_warps=8 if bn == 128 else 4, num_stages=4 if half and bn < 128 else 3,
+        TAPS=len(taps), ORDERED=taps == tuple(range(len(taps))), RELU=relu, EVEN=c_in % bk == 0,
+        LARGE=_large(features, output), PRECISION=_precision(), BM=bm, BN=bn, BK=bk,
+        num_warps=8 if bn == 128 else 4, num_stages=3,
     )  # fmt: skip
 
 

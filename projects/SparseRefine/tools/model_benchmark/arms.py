@@ -91,9 +91,9 @@ def build_models(
     return models, random
 
 
-def dense_labels(base: nn.Module, inputs: list[dict]) -> torch.Tensor:
-    """The base by itself: label map (H,W)."""
-    return argmax_labels(base(inputs)[0]["sem_seg"])
+def dense_labels(base: nn.Module, inputs: list[dict]) -> list[torch.Tensor]:
+    """The base by itself: a label map (H,W) an image."""
+    return [argmax_labels(output["sem_seg"]) for output in base(inputs)]
 
 
 def refiner_multiply_adds(

@@ -28,13 +28,18 @@ LONG = 2.0  # seconds; where every call takes that long, nothing in the first on
 
 
 def measure(
-    models: dict[str, SparseRefine], size: tuple[int, int], precisions: list[str], repeats: int
+    models: dict[str, SparseRefine],
+    size: tuple[int, int],
+    precisions: list[str],
+    repeats: int,
+    batch: int = 1,
 ) -> list[dict]:
-    """A record for each precision and preset. `models` have one coarse pass in common."""
+    """A record for each precision and preset. `models` have one coarse pass in common. Calls are
+    of `batch` images, seconds and multiply-adds of one."""
     coarse = next(iter(models.values())).coarse
     device = next(iter(models.values())).device
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, device=device)
-    inputs = [{"image": image, "height": size[0], "width": size[1]}]
+    images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device)
+    inputs = [{"image": image, "height": size[0], "width": size[1]} for image in images]
     counts = {
         "dense_full": multiply_adds(coarse.base, size),
         "coarse": multiply_adds(coarse.base, low_size(size, coarse.scale)),
@@ -58,6 +63,7 @@ def measure(
         rounds = take_turns(calls, device, repeats - counted, least=repeats, turn=0.0)
         if counted:
             rounds = {name: [first[name], *rounds[name]] for name in calls}
+        rounds = {name: [s / batch for s in seconds] for name, seconds in rounds.items()}
         dense = {
             "dense_full": _arm(coarse.base, rounds, peaks, "dense_full", counts["dense_full"]),
             "coarse": _arm(coarse.base, rounds, peaks, "coarse", counts["coarse"]),
@@ -65,7 +71,11 @@ def measure(
         for preset, model in models.items():
             own = refiner_multiply_adds(model, sites[preset], size)
             arm = _arm(model, rounds, peaks, preset, own and own + counts["coarse"])
-            arm["stages"] = median_stages(timers[preset].seconds()[-repeats:], rounds[preset])
+            stages = [
+                {stage: seconds / batch for stage, seconds in call.items()}
+                for call in timers[preset].seconds()[-repeats:]
+            ]
+            arm["stages"] = median_stages(stages, rounds[preset])
             pairs = zip(rounds["dense_full"], rounds[preset])
             records.append(
                 {

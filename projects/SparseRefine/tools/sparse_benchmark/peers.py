@@ -19,15 +19,16 @@ from sparse_refine.sparse.minkowski_engine import minkowski_available
 
 from .cases import Case, LayerPeer, in_pass
 
-ENGINES = ("torch-fp32", "torch-bf16", "minkowski", "spconv", "dense", "matmul", "matmul-bf16")
+ENGINES = ("torch-fp32", "torch-bf16", "minkowski", "spconv", "spconv-fp16", "dense", "matmul")
+ENGINES += ("matmul-bf16",)
 LAYER_ENGINES = ENGINES[:3]  # those that our layers, and so the UNets, run on
 PAIRS = 1 << 20  # random numbers that matrices repeat
 
 
 def make_peer(engine: str, pyramid: Pyramid):
     """A peer by its name in ENGINES."""
-    if engine == "spconv":
-        return SpconvPeer(pyramid)
+    if engine.startswith("spconv"):
+        return SpconvPeer(pyramid, torch.float16 if engine.endswith("fp16") else torch.float32)
     if engine == "dense":
         return DensePeer(pyramid)
     dtype = torch.bfloat16 if engine.endswith("bf16") else torch.float32
@@ -40,7 +41,9 @@ def why_absent(engine: str, device: torch.device) -> str | None:
     """Why an engine cannot be used here; None where it can."""
     if engine == "minkowski" and not minkowski_available(cuda=device.type == "cuda"):
         return f"MinkowskiEngine is not installed, or not compiled for {device.type}"
-    if engine == "spconv":
+    if engine == "spconv-fp16" and device.type != "cuda":
+        return "spconv has half precision on a GPU alone"
+    if engine.startswith("spconv"):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=FutureWarning)  # on torch.jit
@@ -54,22 +57,28 @@ def why_absent(engine: str, device: torch.device) -> str | None:
 
 
 class SpconvPeer:
-    """spconv's gather, products and scatter (`ConvAlgo.Native`, all that it has on a CPU). Without
-    padding its stride-2 sites are those of mode "reach".
+    """spconv's gather, products and scatter on a CPU (`ConvAlgo.Native`, all that it has
+    there), its
+    implicit product on a GPU. Without padding its stride-2 sites are those of mode "reach".
 
     Version 2.3.8 is right on one thread; on two and more some rows, one in thousands and others in
     each call, lack a part of their sum.
     """
 
-    def __init__(self, pyramid: Pyramid):
+    def __init__(self, pyramid: Pyramid, dtype: torch.dtype = torch.float32):
         import spconv.pytorch as spconv
+        from spconv import constants
         from spconv.core import ConvAlgo
         from spconv.pytorch import functional, ops
 
-        if not pyramid.levels[0].sites.is_cuda:
+        self._dtype, self._implicit = dtype, None
+        if pyramid.levels[0].sites.is_cuda:
+            self._implicit = functional.implicit_gemm
+            constants.SPCONV_ALLOW_TF32 = torch.backends.cuda.matmul.allow_tf32
+        else:
             # its backward pass asks for a CUDA stream even where it has no use for one
             ops.get_current_stream = lambda: 0
-        self._algorithm = ConvAlgo.Native
+        self._algorithm = ConvAlgo.MaskImplicitGemm if self._implicit else ConvAlgo.Native
         self._functions = {
             "submanifold": functional.indice_subm_conv,
             "down": functional.indice_conv,
@@ -113,14 +122,27 @@ class SpconvPeer:
     def convolution(self, case: Case):
         _, inputs, outputs = case.weight.shape
         weight = case.weight.permute(2, 0, 1).reshape(outputs, 3, 3, inputs).contiguous()
-        weight = nn.Parameter(weight, requires_grad=case.train)
-        features = case.features.clone()
+        weight = nn.Parameter(weight.to(self._dtype), requires_grad=case.train)
+        features = case.features.to(self._dtype, copy=True)
         if case.kind == "up":
             features[self.coarse_order(case)] = case.features
         features.requires_grad_(case.train)
         maps = self._maps["submanifold" if case.kind == "submanifold" else "down"]
-        maps = maps.indice_pairs, maps.indice_pair_num
         rows = len(self._sites[1 if case.kind == "down" else 0])
+        if self._implicit is not None:
+            ways = [
+                (getattr(maps, f"pair_{way}"), getattr(maps, f"pair_mask_{way}_splits"))
+                + (getattr(maps, f"mask_argsort_{way}_splits"),)
+                for way in (("bwd", "fwd") if case.kind == "up" else ("fwd", "bwd"))
+            ]
+            tables = [table for pair in zip(*ways) for table in pair]
+            last = rows, maps.masks, case.train, case.kind == "submanifold"
+            return in_pass(
+                lambda: self._implicit(features, weight, *tables, *last),
+                [weight, features],
+                case.train,
+            )
+        maps = maps.indice_pairs, maps.indice_pair_num
         function = self._functions[case.kind]
 
         def forward():

@@ -18,8 +18,9 @@ from sparse_refine.files import write_whole
 
 LEAST = 3  # rounds
 QUICK = 0.5  # seconds: a faster call is warmed up twice
-AGREEMENT, BF16_AGREEMENT = 1e-4, 5e-2  # of outputs, as shares of the largest value
-PEERS = ("minkowski", "spconv", "dense")
+AGREEMENT, HALF_AGREEMENT = 1e-4, 5e-2  # of outputs, as shares of the largest value
+PEERS = ("minkowski", "spconv", "spconv-fp16", "dense")
+HALF = ("bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Recorder:
 def _share_of_roofline(records: list[dict]) -> None:
     rates = {record["engine"]: record["gflops"] for record in records}
     for record in records:
-        roofline = rates.get("matmul-bf16" if record["engine"].endswith("bf16") else "matmul")
+        roofline = rates.get("matmul-bf16" if record["engine"].endswith(HALF) else "matmul")
         if roofline is not None and record["gflops"] is not None:
             record["roofline_share"] = record["gflops"] / roofline
 
@@ -137,7 +138,7 @@ def case_table(records: list[dict]) -> str:
     odd = [
         f"! {r['engine']} differs from {records[0]['engine']} by {r['difference']:.1e}"
         for r in records
-        if (r["difference"] or 0) > (BF16_AGREEMENT if r["engine"].endswith("bf16") else AGREEMENT)
+        if (r["difference"] or 0) > (HALF_AGREEMENT if r["engine"].endswith(HALF) else AGREEMENT)
     ]
     return "\n".join([_table(rows), *odd])
 
