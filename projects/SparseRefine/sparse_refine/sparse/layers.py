@@ -129,8 +129,12 @@ class NormReLU(nn.Module):
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             return F.relu_(self.norm(whole))
         fused = kernels_for(parts[0])
-        if fused is None and len(parts) == 1:
-            return F.relu_(self.norm(parts[0]))
+        if len(parts) == 1:
+            if fused is None:
+                return F.relu_(self.norm(parts[0]))
+            output = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+            fused.norm_relu_(output, parts[0].contiguous(), self.statistics())
+            return output
         channels = [part.shape[1] for part in parts]
         output = parts[0].new_empty(len(parts[0]), sum(channels))
         statistics = self.statistics()

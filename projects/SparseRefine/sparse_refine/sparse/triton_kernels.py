@@ -10,6 +10,8 @@ Import this module only where Triton is installed: `fused.kernels_for` does.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -124,6 +126,10 @@ def _norm_relu_kernel(
     tl.store(out + row[:, None] * out_columns + column[None, :], values, mask=mask)
 
 
+# Below nothing of triton's is called but the kernels: its `cdiv` takes 10 us from Python, and a GPU
+# that is done with a level in 30 waits for the next launch.
+
+
 def convolve_(
     output: torch.Tensor,
     features: torch.Tensor,
@@ -144,16 +150,14 @@ def convolve_(
         return
     _, c_in, c_out = weight.shape
     half = features.element_size() == 2
-    bn = _power(c_out, 128 if half else 64)
-    bk = _power(c_in, 64 if half or c_in >= 256 else 32)
-    bm = 128 if bn * bk <= 64 * 64 and n >= 1 << 15 else 64
-    _convolve_kernel[triton.cdiv(n, bm), triton.cdiv(c_out, bn)](
-        *(features, weight, group.table, group.rows),
-        *(statistics or (None,) * 5)[:4], bias, residual, output,
-        n, len(features), c_in, c_out, *weight.stride(), _code(taps),
-        statistics.eps if statistics else 0.0,
-        TAPS=len(taps), ORDERED=taps == tuple(range(len(taps))), RELU=relu, EVEN=c_in % bk == 0,
-        LARGE=_large(features, output), PRECISION=_precision(), BM=bm, BN=bn, BK=bk,
+    bm, bn, bk = _tiles(c_in, c_out, half, n >= 1 << 15)
+    ordered, code = _code(taps)
+    gamma, beta, mean, variance, eps = statistics or (None, None, None, None, 0.0)
+    _convolve_kernel[-(-n // bm), -(-c_out // bn)](
+        features, weight, group.table, group.rows, gamma, beta, mean, variance, bias, residual,
+        output, n, len(features), c_in, c_out, *weight.stride(), code, eps,
+        TAPS=len(taps), ORDERED=ordered, RELU=relu, EVEN=c_in % bk == 0,
+        LARGE=_large(features, output), PRECISION=_precision(half), BM=bm, BN=bn, BK=bk,
         num_warps=8 if bn == 128 else 4, num_stages=3,
     )  # fmt: skip
 
@@ -170,19 +174,16 @@ def correlate_(
         return
     c_in, c_out = features.shape[1], gradient.shape[1]
     half = features.element_size() == 2
-    bp = 64 if min(c_in, c_out) <= 32 or max(c_in, c_out) > 128 or not half else 32
-    bm, bn = _power(c_in, 128 if half and c_in > 128 else 64), _power(c_out, 64)
-    if not half:
-        bm, bn = _power(c_in, 32), _power(c_out, 32)
-    tiles = triton.cdiv(c_in, bm) * triton.cdiv(c_out, bn)
-    splits = min(triton.cdiv(_PROGRAMS, tiles * len(taps)), triton.cdiv(n, 4 * bp))
-    per_split = triton.cdiv(triton.cdiv(n, splits), bp) * bp
-    splits = triton.cdiv(n, per_split)
+    bp, bm, bn = _gradient_tiles(c_in, c_out, half)
+    tiles = -(-c_in // bm) * -(-c_out // bn)
+    splits = min(-(-_PROGRAMS // (tiles * len(taps))), -(-n // (4 * bp)))
+    per_split = -(-n // (splits * bp)) * bp
+    splits = -(-n // per_split)
     parts = torch.empty(splits, *sums.shape, dtype=torch.float32, device=sums.device)
     _correlate_kernel[tiles, len(taps), splits](
         features, gradient, group.table, group.rows, parts,
-        n, len(gradient), c_in, c_out, _code(taps), per_split,
-        TAPS=len(taps), LARGE=_large(features, gradient, parts), PRECISION=_precision(),
+        n, len(gradient), c_in, c_out, _code(taps)[1], per_split,
+        TAPS=len(taps), LARGE=_large(features, gradient, parts), PRECISION=_precision(half),
         BP=bp, BM=bm, BN=bn, num_warps=8 if bm * bn > 64 * 64 else 4, num_stages=3,
     )  # fmt: skip
     if len(taps) == 9:
@@ -199,24 +200,46 @@ def norm_relu_(output: torch.Tensor, features: torch.Tensor, statistics: Statist
         return
     bn = _power(columns, 128)
     bm = 4096 // bn
-    _norm_relu_kernel[triton.cdiv(n, bm), triton.cdiv(columns, bn)](
+    _norm_relu_kernel[-(-n // bm), -(-columns // bn)](
         features, *statistics[:4], output,
         n, columns, output.stride(0), statistics.eps, BM=bm, BN=bn,
     )  # fmt: skip
 
 
-def _precision() -> str:
+@functools.cache
+def _tiles(c_in: int, c_out: int, half: bool, many: bool) -> tuple[int, int, int]:
+    """Outputs, output channels and input channels of a step; tuned on an H100. They fit the shared
+    memory of smaller GPUs, 99 KB."""
+    bn = _power(c_out, 128 if half else 64)
+    bk = _power(c_in, 64 if half or c_in >= 256 else 32)
+    return 128 if many and bn * bk <= 64 * 64 else 64, bn, bk
+
+
+@functools.cache
+def _gradient_tiles(c_in: int, c_out: int, half: bool) -> tuple[int, int, int]:
+    """Sites of a step, input and output channels."""
+    if not half:
+        return 64, _power(c_in, 32), _power(c_out, 32)
+    sites = 64 if min(c_in, c_out) <= 32 or max(c_in, c_out) > 128 else 32
+    return sites, _power(c_in, 128 if c_in > 128 else 64), _power(c_out, 64)
+
+
+def _precision(half: bool) -> str:
     """How float32 is multiplied: three products of TF32 have nearly its accuracy."""
-    return "tf32" if tf32_allowed() else "tf32x3"
+    return "tf32" if half or tf32_allowed() else "tf32x3"
 
 
-def _code(taps: tuple[int, ...]) -> int:
-    """Four bits a place: what the kernels read in place of a tensor."""
-    return sum(tap << (4 * place) for place, tap in enumerate(taps[:9]))
+@functools.cache
+def _code(taps: tuple[int, ...]) -> tuple[bool, int]:
+    """Whether tap k stands at place k; and four bits a place, which the kernels read in place of a
+    tensor where it does not."""
+    code = sum(tap << (4 * place) for place, tap in enumerate(taps[:9]))
+    return taps == tuple(range(len(taps))), code
 
 
 def _power(channels: int, largest: int) -> int:
-    return max(16, min(largest, triton.next_power_of_2(channels)))
+    """The power of 2 from 16 to `largest` that holds so many channels, if one does."""
+    return max(16, min(largest, 1 << (channels - 1).bit_length()))
 
 
 def _large(*tensors: torch.Tensor) -> bool:

@@ -125,7 +125,7 @@ class SpconvPeer:
         weight = nn.Parameter(weight.to(self._dtype), requires_grad=case.train)
         features = case.features.to(self._dtype, copy=True)
         if case.kind == "up":
-            features[self.coarse_order(case)] = case.features
+            features[self.coarse_order(case)] = case.features.to(self._dtype)
         features.requires_grad_(case.train)
         maps = self._maps["submanifold" if case.kind == "submanifold" else "down"]
         rows = len(self._sites[1 if case.kind == "down" else 0])
