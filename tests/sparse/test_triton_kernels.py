@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sparse_refine.sparse import Pyramid, SparseUNet, TorchGrid, fused, kernel_m
 from sparse_refine.sparse import functional as engine
 from sparse_refine.sparse import layers as layers_module
 from sparse_refine.sparse.layers import NormReLU, SparseConv2d
+from sparse_refine.sparse.norm import Statistics
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's builds for Linux alone")
 
@@ -49,10 +52,8 @@ def with_kernels(monkeypatch):
     """A context in which the engine uses them on any device, for all that is not double."""
 
     def start():
-        from sparse_refine.sparse import triton_kernels
-
         def kernels_for(features):
-            return None if features.dtype == torch.float64 else triton_kernels
+            return None if features.dtype == torch.float64 else triton_kernels()
 
         monkeypatch.setattr(engine, "kernels_for", kernels_for)
         monkeypatch.setattr(layers_module, "kernels_for", kernels_for)
@@ -81,6 +82,23 @@ def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
 
+def norm_of(channels: int) -> NormReLU:
+    """With numbers of its own everywhere, at inference."""
+    module = NormReLU(channels).double().to(DEVICE).eval()
+    norm = module.norm
+    with torch.no_grad():
+        for i, tensor in enumerate((norm.running_mean, norm.weight, norm.bias)):
+            tensor.copy_(numbers(channels, seed=i))
+        norm.running_var.copy_(numbers(channels, seed=4).square() + 0.1)
+    return module
+
+
+def triton_kernels():
+    from sparse_refine.sparse import triton_kernels
+
+    return triton_kernels
+
+
 def close(values, expected, tolerance=1e-5):
     assert values.shape == expected.shape
     assert (values - expected).norm() <= tolerance * (1 + expected.norm())
@@ -94,16 +112,18 @@ def gradients(call, tensors):
     return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ON_GPU or INTERPRETED, reason="here they run without it")
 def test_in_the_interpreter():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30  # and not skipped
 
 
 @kernels
@@ -125,9 +145,11 @@ def test_convolutions_and_their_gradients(with_kernels, kind, mode, case):
 
 
 @kernels
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("shape", [(3, 16), (70, 33), (16, 150), (130, 8)])
-def test_channels(with_kernels, shape):
-    """Fewer than a tile has, and more, and no power of two."""
+def test_channels(with_kernels, monkeypatch, shape, large):
+    """Fewer than a tile has, and more, and no power of two; as tensors of billions of numbers and
+    many rows have them, and else."""
     pyramid = pyramid_of("batch")
     tensors = numbers(pyramid.levels[0].count, shape[0]), numbers(9, *shape, seed=1)
 
@@ -136,11 +158,56 @@ def test_channels(with_kernels, shape):
 
     expected = gradients(call, tensors)
     with_kernels()
+    if large:
+        tiles = triton_kernels()._tiles
+        monkeypatch.setattr(triton_kernels(), "_large", lambda *tensors: True)
+        monkeypatch.setattr(triton_kernels(), "_tiles", lambda *given: tiles(*given[:3], True))
     for single, double in zip(gradients(call, [t.float() for t in tensors]), expected):
         close(single, double)
-    for half, double in zip(gradients(call, [t.half() for t in tensors]), expected):
-        assert half.dtype == torch.float16
-        close(half, double, 5e-3)
+    # the interpreter's NumPy has no bfloat16
+    for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 3e-2))[: 1 + ON_GPU]:
+        for half, double in zip(gradients(call, [t.to(dtype) for t in tensors]), expected):
+            assert half.dtype == dtype
+            close(half, double, tolerance)
+
+
+@kernels
+def test_bias_and_residual_with_gradients(with_kernels):
+    pyramid = pyramid_of("batch")
+    windows = kernel_map.submanifold_map(pyramid.levels[0], "windows")
+    count = pyramid.levels[0].count
+    tensors = numbers(count, 6), numbers(9, 6, 20), numbers(40, seed=2), numbers(20, count, seed=3)
+
+    def call(features, weight, bias, residual):  # neither lies row by row
+        return engine.sparse_conv(features, weight, windows, bias[::2], True, residual.t())
+
+    expected = gradients(call, tensors)
+    with torch.no_grad():
+        inference = call(*tensors)
+    with_kernels()
+    windows = kernel_map.submanifold_map(pyramid.levels[0], "windows")
+    single = [t.float() for t in tensors]
+    for value, double in zip(gradients(call, single), expected):
+        close(value, double)
+    with torch.no_grad():
+        close(call(*single), inference)
+
+
+@kernels
+def test_norm_with_gradients(with_kernels):
+    pyramid = pyramid_of("batch")
+    statistics = norm_of(20).statistics()
+
+    def call(features, weight):
+        grid = TorchGrid(pyramid)
+        given = Statistics(*(t.to(features.dtype) for t in statistics[:4]), statistics.eps)
+        return grid.submanifold(features, weight, 0, norm=given, relu=True)
+
+    tensors = numbers(pyramid.levels[0].count, 6), numbers(9, 6, 20)
+    expected = gradients(call, tensors)
+    with_kernels()
+    for single, double in zip(gradients(call, [t.float() for t in tensors]), expected):
+        close(single, double)
 
 
 @kernels
@@ -150,12 +217,7 @@ def test_norm_relu_and_residual_at_the_end(with_kernels, case, kind):
     pyramid = pyramid_of(case)
     counts = [level.count for level in pyramid.levels]
     rows, out = (counts[i] for i in {"submanifold": (0, 0), "down": (0, 1), "up": (1, 0)}[kind])
-    layer, norm = SparseConv2d(12, 18, kind).double().to(DEVICE), NormReLU(18).double().to(DEVICE)
-    layer, norm = layer.eval(), norm.eval()
-    with torch.no_grad():
-        for i, tensor in enumerate((norm.norm.running_mean, norm.norm.weight, norm.norm.bias)):
-            tensor.copy_(numbers(18, seed=i))
-        norm.norm.running_var.copy_(numbers(18, seed=4).square() + 0.1)
+    layer, norm = SparseConv2d(12, 18, kind).double().to(DEVICE).eval(), norm_of(18)
     features, residual = numbers(rows, 12), numbers(out, 18, seed=2)
 
     @torch.no_grad()
@@ -179,9 +241,7 @@ def test_norm_relu_and_residual_at_the_end(with_kernels, case, kind):
 @kernels
 @pytest.mark.parametrize("parts", [(24,), (40, 8), (7, 140)])
 def test_norm_of_a_concatenation(with_kernels, parts):
-    norm = NormReLU(sum(parts)).double().to(DEVICE).eval()
-    norm.norm.running_mean.copy_(numbers(sum(parts)))
-    norm.norm.running_var.copy_(numbers(sum(parts), seed=4).square() + 0.1)
+    norm = norm_of(sum(parts))
     features = [numbers(333, width, seed=i) for i, width in enumerate(parts)]
 
     @torch.no_grad()
@@ -197,8 +257,13 @@ def test_norm_of_a_concatenation(with_kernels, parts):
 
 @kernels
 def test_unet(with_kernels):
-    pyramid = pyramid_of("odd", levels=3)
-    unet = SparseUNet(5, (8, 12, 24), blocks=1).double().to(DEVICE)
+    pyramid = pyramid_of("batch")
+    unet = SparseUNet(5, (8, 12), blocks=1).double().to(DEVICE)
+    with torch.no_grad():
+        for module in unet.modules():
+            if isinstance(module, NormReLU):
+                module.norm.weight.uniform_(0.5, 2)
+                module.norm.bias.uniform_(-0.5, 0.5)
     features = numbers(pyramid.levels[0].count, 5)
 
     def run(dtype):
@@ -261,8 +326,9 @@ def test_not_on_a_cpu_and_not_in_double_precision():
 def gpu_of(monkeypatch):
     """A pretended GPU of some compute capability, of NVIDIA's or AMD's."""
 
-    def pretend(capability, hip=None):
+    def pretend(capability, hip=None, tried=lambda device: None):
         fused._kernels.cache_clear()
+        monkeypatch.setattr(triton_kernels(), "try_one", tried)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.version, "hip", hip)
 
@@ -279,14 +345,43 @@ def test_on_gpus_since_ampere(gpu_of):
     assert fused._kernels(0) is None
 
 
-def test_a_warning_where_triton_is_missing(gpu_of, monkeypatch, caplog):
+@pytest.mark.parametrize("found", ["none", "2.1.0", "3.2.0"])
+def test_a_warning_where_triton_is_missing_or_old(gpu_of, monkeypatch, caplog, found):
     gpu_of((9, 0))
-    monkeypatch.delitem(sys.modules, "sparse_refine.sparse.triton_kernels", raising=False)
-    monkeypatch.delattr("sparse_refine.sparse.triton_kernels", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
+    module = None if found == "none" else SimpleNamespace(__version__=found)
+    monkeypatch.setitem(sys.modules, "triton", module)
     with caplog.at_level(logging.WARNING):
         assert fused._kernels(0) is None and fused._kernels(0) is None
     assert len(caplog.records) == 1 and "triton" in caplog.text
+
+
+def test_a_warning_where_triton_does_not_work(gpu_of, monkeypatch, caplog):
+    def no_compiler(device):
+        raise RuntimeError("Failed to find C compiler")
+
+    gpu_of((9, 0), tried=no_compiler)
+    with caplog.at_level(logging.WARNING):
+        assert fused._kernels(0) is None and fused._kernels(0) is None
+    assert len(caplog.records) == 1 and "RuntimeError: Failed to find C" in caplog.text
+    caplog.clear()
+    gpu_of((9, 0), tried=no_compiler)
+    monkeypatch.setenv("SPARSE_REFINE_TRITON", "0")
+    assert fused._kernels(0) is None and not caplog.records
+
+
+def test_a_norm_has_its_own_bias():
+    level = pyramid_of("batch").levels[0]
+    windows = kernel_map.submanifold_map(level, "windows")
+    tensors = numbers(level.count, 6), numbers(9, 6, 20)
+    with pytest.raises(ValueError, match="not both"):
+        engine.sparse_conv(*tensors, windows, numbers(20), norm=norm_of(20).statistics())
+
+
+def test_rows_by_kind_in_two_ways():
+    kinds = torch.randint(0, 4, (50,))
+    kinds[kinds == 2] = 1  # one of them empty
+    one, two = kernel_map._rows_by(kinds.cpu(), 4), kernel_map._rows_by_sorting(kinds, 4)
+    assert len(one) == len(two) == 4 and all(torch.equal(a, b) for a, b in zip(one, two))
 
 
 def test_tf32_as_convolutions_have_it():

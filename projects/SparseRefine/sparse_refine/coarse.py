@@ -17,6 +17,8 @@ from .coarse_cache import CoarseCache
 from .labels import argmax_labels
 from .sparse_inference import Recording
 
+_STRIP = 128  # rows of full resolution whose scores exist at once
+
 SCORE_TYPES = ("logits", "probabilities", "scores")
 
 
@@ -238,23 +240,22 @@ class CoarsePass(nn.Module):
         if self.interpolation == "nearest":
             return repeat_nearest(argmax_labels(logits), size)
         # F.interpolate in strips: along the rows inside it, between the rows by hand
-        y = ((torch.arange(size[0], device=logits.device) + 0.5) * (height / size[0]) - 0.5).clamp(
-            0, height - 1
-        )
+        y = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
         above = y.long()
         below = (above + 1).clamp(max=height - 1)
-        share = (y - above).to(logits.dtype)[:, None]
+        share = (y - above).to(logits)[:, None]
         strips = []
-        # on a GPU few large ones: each waits to be told its rows
-        step = max(128, (1 << 26) // (len(logits) * size[1]) if logits.is_cuda else 0)
-        for strip in torch.arange(size[0], device=logits.device).split(step):
-            first, last = int(above[strip[0]]), int(below[strip[-1]])
+        # found on the CPU, brought over at once: no strip waits for a GPU
+        places = [line.to(logits.device) for line in (above, below)]
+        for start in range(0, size[0], _STRIP):
+            strip = slice(start, start + _STRIP)
+            first, last = int(above[start]), int(below[strip][-1])
             rows = F.interpolate(
                 logits[None, :, first : last + 1],
                 size=(last + 1 - first, size[1]),
                 mode="bilinear",
                 align_corners=False,
             )[0]
-            upper, lower = rows[:, above[strip] - first], rows[:, below[strip] - first]
+            upper, lower = (rows[:, line[strip] - first] for line in places)
             strips.append(argmax_labels(torch.lerp(upper, lower, share[strip])))
         return torch.cat(strips)

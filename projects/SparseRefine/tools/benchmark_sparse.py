@@ -85,7 +85,6 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = True  # as convolutions have it by default
     try:
         masks = read_masks(args.masks) if args.masks else {"a made-up mask": synthetic_mask()}
     except ValueError as error:
@@ -112,10 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     machine = ", ".join(f"{name} {value}" for name, value in facts.items())
     recorder = Recorder(args.json, device, args.repeats, args.budget, machine)
     gc.freeze()  # what is here stays: Python's collector need not look through it in every case
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions have it by default
     try:
         for section in args.only:
             SECTIONS[section](args, recorder, list(masks.values()))
     finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
         gc.unfreeze()
 
 

@@ -32,20 +32,26 @@ def sparse_conv(
     residual: torch.Tensor | None = None,
     norm: Statistics | None = None,
 ) -> torch.Tensor:
-    """relu(norm(convolution) + bias) + residual, each where given, of features (P_in,C_in) and
-    weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast. Differentiable in all tensors but
-    those of `norm`, which is for inference, and not together with a bias."""
+    """relu(norm(convolution) + bias) + residual, each where given but norm and bias not both, of
+    features (P_in,C_in) and weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast.
+    Differentiable in all tensors.
+
+    Raises:
+        ValueError: both norm and bias.
+    """
+    if norm is not None and bias is not None:
+        raise ValueError("sparse_conv takes a norm or a bias, not both: the norm has a bias")
     dtype = autocast_dtype(features.device.type) or weight.dtype
     features = features.to(dtype)
-    fused = kernels_for(features) if kernel_map.images is None else None
-    if norm is not None and fused is None:
+    plain = torch.is_grad_enabled() or kernel_map.images is not None
+    if norm is not None and (plain or kernels_for(features) is None):
         scale, bias = norm.scale_and_shift()
         weight, norm = scaled(weight, scale, dtype), None
     weight = weight.to(dtype)
     if residual is not None:
         residual = residual.to(dtype)
     if bias is not None:
-        bias = bias.to(dtype)
+        bias = bias.to(dtype).contiguous()
     if kernel_map.images is not None:
         output = _convolve_images(features, weight, kernel_map.images, bias)
         if not torch.is_grad_enabled():
@@ -150,7 +156,8 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
     to_features = to_weight = None
     if of_weight:  # half precision would lose small terms of a sum over a million sites
         sums = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-    fused = kernels_for(features)
+    # gradients of gradients need operations that torch knows
+    fused = None if torch.is_grad_enabled() else kernels_for(features)
     if fused is not None and kernel_map.inputs:
         return _fused_gradients(
             fused, features, weight, gradient, kernel_map, of_features, sums if of_weight else None

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether Triton's kernels serve for a tensor.
 
-Triton comes with PyTorch's builds for Linux. Where it is not, on older GPUs and in double precision
-a GPU gathers and multiplies as a CPU does.
+Triton comes with PyTorch's builds for Linux. Where it is not or does not work, on older GPUs and in
+double precision a GPU gathers and multiplies as a CPU does; with the environment variable
+SPARSE_REFINE_TRITON=0 everywhere.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 
 import torch
 
@@ -30,12 +32,23 @@ def _kernels(device: int):
     # TF32 and bfloat16 came with Ampere; AMD's GPUs have not been tried
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return None
+    if os.environ.get("SPARSE_REFINE_TRITON") == "0":
+        return None
     try:
+        import triton
+
+        version = triton.__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
+            raise ImportError(f"its version is {version}: 3.3 is needed, which torch 2.7 brings")
         from . import triton_kernels
-    except ImportError as error:
+
+        triton_kernels.try_one(device)
+    except Exception as error:  # of any kind: Triton looks for a C compiler, writes to disk ...
         logger.warning(
-            f"Sparse convolutions run several times slower on this GPU than they could: Triton "
-            f"cannot be imported ({error}). Install the package triton (on Windows triton-windows)."
+            "Sparse convolutions run several times slower on this GPU than they could: Triton does "
+            f"not work here ({type(error).__name__}: {error}). It is the package triton (on "
+            "Windows triton-windows) and needs a C compiler and a home folder to write to. "
+            "SPARSE_REFINE_TRITON=0 in the environment does without it, and without this line."
         )
         return None
     return triton_kernels

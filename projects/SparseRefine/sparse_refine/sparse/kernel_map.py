@@ -192,7 +192,11 @@ def _rows_by(kinds: torch.Tensor, count: int) -> list[torch.Tensor]:
     """For each kind 0 .. count - 1 the places of `kinds` (P,) that hold it, int64, ascending."""
     if kinds.device.type == "cpu":
         return [(kinds == kind).nonzero()[:, 0] for kind in range(count)]
-    # on a GPU each `nonzero` waits for all that it has to do
+    return _rows_by_sorting(kinds, count)
+
+
+def _rows_by_sorting(kinds: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The same. On a GPU each `nonzero` waits for all that it has to do; this waits once."""
     kinds, order = kinds.to(torch.uint8).sort(stable=True)
     ends = torch.searchsorted(kinds, torch.arange(count, device=kinds.device).to(kinds), right=True)
     return list(order.tensor_split(ends[:-1].cpu()))

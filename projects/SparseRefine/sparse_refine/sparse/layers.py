@@ -55,11 +55,11 @@ class SparseConv2d(nn.Module):
             output = convolve(features, self.weight, level)
             output = output if norm is None else norm(output)
             return output if residual is None else output + residual
-        # folded anew each time: a copy that is kept doubles the memory, and goes stale
-        statistics = None if norm is None else norm.statistics()
-        return convolve(
-            features, self.weight, level, norm=statistics, relu=norm is not None, residual=residual
-        )
+        options = {} if residual is None else {"residual": residual}
+        if norm is not None:
+            # folded anew each time: a copy that is kept doubles the memory, and goes stale
+            options.update(norm=norm.statistics(), relu=True)
+        return convolve(features, self.weight, level, **options)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kind={self.kind!r}"

@@ -2,7 +2,8 @@
 """The matrix products of a sparse convolution, by the kernels that are fastest for them.
 
 On a CPU oneDNN multiplies float32 faster than the library behind `torch.mm`, and its convolutions
-read overlapping windows of gathered rows without copying them; elsewhere `torch.mm` does it all.
+read overlapping windows of gathered rows without copying them; elsewhere `torch.mm` does it all,
+where `fused` has no kernel for it.
 """
 
 from __future__ import annotations

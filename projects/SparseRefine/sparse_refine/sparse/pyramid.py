@@ -13,9 +13,18 @@ import functools
 import torch
 
 
-@functools.lru_cache(maxsize=1024)
 def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Numbers (N,) int64. Kept: each transfer to a GPU waits for all that it has to do."""
+    """Numbers (N,) int64. On a GPU they are kept: each transfer waits for all that it has to do."""
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+    tensor = _kept(numbers, device)
+    if type(tensor) is not torch.Tensor:  # a stand-in of torch.export
+        _kept.cache_clear()
+    return tensor
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in plain PyTorch: always there, on CPU and GPU, with gradients.
+"""The engine on PyTorch alone: always there, on CPU and GPU, with gradients.
 
 An engine is a grid class with these members; layers see nothing else of it.
 """

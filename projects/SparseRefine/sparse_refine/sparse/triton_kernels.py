@@ -40,7 +40,7 @@ def _convolve_kernel(
     for step in range(TAPS * blocks):
         place = step // blocks
         channel = step % blocks * BK + tl.arange(0, BK)
-        tap = place if ORDERED else ((code >> (4 * place)) & 15).to(tl.int32)
+        tap = place if ORDERED else ((code.to(tl.int64) >> (4 * place)) & 15).to(tl.int32)
         row = tl.load(table + i * TAPS + place, mask=inside, other=inputs)
         present, wanted_here = (row < inputs)[:, None], wanted[None, :]
         if LARGE:
@@ -81,7 +81,10 @@ def _correlate_kernel(
     TAPS: tl.constexpr, LARGE: tl.constexpr, PRECISION: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """out[split, tap] = sum over the split's i of x[row of i] outer g[table[i, place]]."""
+    """out[split, slot] = sum over the split's i of x[row of i] outer g[table[i, place]].
+
+    The slot is the tap where there are all nine, else the place.
+    """
     tile, place, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     across = tl.cdiv(c_out, BN)
     a_column = tile // across * BM + tl.arange(0, BM)
@@ -103,8 +106,10 @@ def _correlate_kernel(
         mask = present[:, None] & (b_column < c_out)[None, :]
         b = tl.load(g + source[:, None] * c_out + b_column[None, :], mask=mask, other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    tap = ((code >> (4 * place)) & 15).to(tl.int32)
-    at = ((split * 9 + tap) * c_in + a_column[:, None]) * c_out + b_column[None, :]
+    slot = place
+    if TAPS == 9:
+        slot = ((code.to(tl.int64) >> (4 * place)) & 15).to(tl.int32)
+    at = ((split * TAPS + slot) * c_in + a_column[:, None]) * c_out + b_column[None, :]
     tl.store(out + at, total, mask=(a_column < c_in)[:, None] & (b_column < c_out)[None, :])
 
 
@@ -153,13 +158,14 @@ def convolve_(
     bm, bn, bk = _tiles(c_in, c_out, half, n >= 1 << 15)
     ordered, code = _code(taps)
     gamma, beta, mean, variance, eps = statistics or (None, None, None, None, 0.0)
-    _convolve_kernel[-(-n // bm), -(-c_out // bn)](
-        features, weight, group.table, group.rows, gamma, beta, mean, variance, bias, residual,
-        output, n, len(features), c_in, c_out, *weight.stride(), code, eps,
-        TAPS=len(taps), ORDERED=ordered, RELU=relu, EVEN=c_in % bk == 0,
-        LARGE=_large(features, output), PRECISION=_precision(half), BM=bm, BN=bn, BK=bk,
-        num_warps=8 if bn == 128 else 4, num_stages=3,
-    )  # fmt: skip
+    with torch.cuda.device_of(features):  # a launch is on the current device
+        _convolve_kernel[-(-n // bm), -(-c_out // bn)](
+            features, weight, group.table, group.rows, gamma, beta, mean, variance, bias, residual,
+            output, n, len(features), c_in, c_out, *weight.stride(), code, eps,
+            TAPS=len(taps), ORDERED=ordered, RELU=relu, EVEN=c_in % bk == 0,
+            LARGE=_large(features, output), PRECISION=_precision(half), BM=bm, BN=bn, BK=bk,
+            num_warps=8 if bn == 128 else 4, num_stages=3,
+        )  # fmt: skip
 
 
 def correlate_(
@@ -179,18 +185,27 @@ def correlate_(
     splits = min(-(-_PROGRAMS // (tiles * len(taps))), -(-n // (4 * bp)))
     per_split = -(-n // (splits * bp)) * bp
     splits = -(-n // per_split)
-    parts = torch.empty(splits, *sums.shape, dtype=torch.float32, device=sums.device)
-    _correlate_kernel[tiles, len(taps), splits](
-        features, gradient, group.table, group.rows, parts,
-        n, len(gradient), c_in, c_out, _code(taps)[1], per_split,
-        TAPS=len(taps), LARGE=_large(features, gradient, parts), PRECISION=_precision(half),
-        BP=bp, BM=bm, BN=bn, num_warps=8 if bm * bn > 64 * 64 else 4, num_stages=3,
-    )  # fmt: skip
+    shape = splits, len(taps), c_in, c_out
+    parts = torch.empty(shape, dtype=torch.float32, device=sums.device)
+    with torch.cuda.device_of(features):  # a launch is on the current device
+        _correlate_kernel[tiles, len(taps), splits](
+            features, gradient, group.table, group.rows, parts,
+            n, len(gradient), c_in, c_out, _code(taps)[1], per_split,
+            TAPS=len(taps), LARGE=_large(features, gradient), PRECISION=_precision(half),
+            BP=bp, BM=bm, BN=bn, num_warps=8 if bm * bn > 64 * 64 else 4, num_stages=3,
+        )  # fmt: skip
     if len(taps) == 9:
         torch.sum(parts, 0, out=sums)
     else:
-        for tap in taps:
-            torch.sum(parts[:, tap], 0, out=sums[tap])
+        for place, tap in enumerate(taps):
+            torch.sum(parts[:, place], 0, out=sums[tap])
+
+
+def try_one(device: int) -> None:
+    """Compile a kernel and run it, which fails in as many ways as Triton's set-up can."""
+    numbers = torch.ones(4, device=f"cuda:{device}")
+    norm_relu_(numbers[None].clone(), numbers[None], Statistics(*[numbers] * 4, 0.0))
+    torch.cuda.synchronize(device)
 
 
 def norm_relu_(output: torch.Tensor, features: torch.Tensor, statistics: Statistics) -> None:
@@ -200,10 +215,11 @@ def norm_relu_(output: torch.Tensor, features: torch.Tensor, statistics: Statist
         return
     bn = _power(columns, 128)
     bm = 4096 // bn
-    _norm_relu_kernel[-(-n // bm), -(-columns // bn)](
-        features, *statistics[:4], output,
-        n, columns, output.stride(0), statistics.eps, BM=bm, BN=bn,
-    )  # fmt: skip
+    with torch.cuda.device_of(features):  # a launch is on the current device
+        _norm_relu_kernel[-(-n // bm), -(-columns // bn)](
+            features, *statistics[:4], output,
+            n, columns, output.stride(0), statistics.eps, BM=bm, BN=bn,
+        )  # fmt: skip
 
 
 @functools.cache

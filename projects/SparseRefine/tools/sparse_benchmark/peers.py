@@ -19,8 +19,10 @@ from sparse_refine.sparse.minkowski_engine import minkowski_available
 
 from .cases import Case, LayerPeer, in_pass
 
-ENGINES = ("torch-fp32", "torch-bf16", "minkowski", "spconv", "spconv-fp16", "dense", "matmul")
-ENGINES += ("matmul-bf16",)
+ENGINES = (
+    *("torch-fp32", "torch-bf16", "minkowski", "spconv", "spconv-fp16"),
+    *("dense", "matmul", "matmul-bf16"),
+)
 LAYER_ENGINES = ENGINES[:3]  # those that our layers, and so the UNets, run on
 PAIRS = 1 << 20  # random numbers that matrices repeat
 
@@ -57,9 +59,8 @@ def why_absent(engine: str, device: torch.device) -> str | None:
 
 
 class SpconvPeer:
-    """spconv's gather, products and scatter on a CPU (`ConvAlgo.Native`, all that it has
-    there), its
-    implicit product on a GPU. Without padding its stride-2 sites are those of mode "reach".
+    """spconv's gather, products and scatter on a CPU (`ConvAlgo.Native`, all that it has there),
+    its implicit product on a GPU. Without padding its stride-2 sites are those of mode "reach".
 
     Version 2.3.8 is right on one thread; on two and more some rows, one in thousands and others in
     each call, lack a part of their sum.
