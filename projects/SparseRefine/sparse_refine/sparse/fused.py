@@ -16,15 +16,14 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def kernels_for(features: torch.Tensor):
     """The module `triton_kernels` where it can compute with these features, else None."""
     if features.device.type != "cuda" or features.dtype not in _TYPES:
         return None
     return _kernels(features.device.index)
-
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
