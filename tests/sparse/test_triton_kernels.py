@@ -7,17 +7,15 @@ does the same in NumPy.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparse_refine.sparse import Pyramid, SparseUNet, TorchGrid, fused, kernel_map, torch_engine
+from sparse_refine.sparse import Pyramid, SparseUNet, TorchGrid, kernel_map, torch_engine
 from sparse_refine.sparse import functional as engine
 from sparse_refine.sparse import layers as layers_module
 from sparse_refine.sparse.layers import NormReLU, SparseConv2d
@@ -313,62 +311,6 @@ def test_twice_is_the_same_to_the_bit(with_kernels):
         assert torch.equal(one, two)
 
 
-# ---- where they serve ----------------------------------------------------------------------------
-
-
-def test_not_on_a_cpu_and_not_in_double_precision():
-    assert fused.kernels_for(torch.zeros(3, 4)) is None
-    if ON_GPU:
-        assert fused.kernels_for(torch.zeros(3, 4, device="cuda").double()) is None
-
-
-@pytest.fixture
-def gpu_of(monkeypatch):
-    """A pretended GPU of some compute capability, of NVIDIA's or AMD's."""
-
-    def pretend(capability, hip=None, tried=lambda device: None):
-        fused._kernels.cache_clear()
-        monkeypatch.setattr(triton_kernels(), "try_one", tried)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.version, "hip", hip)
-
-    yield pretend
-    fused._kernels.cache_clear()
-
-
-def test_on_gpus_since_ampere(gpu_of):
-    gpu_of((8, 0))
-    assert fused._kernels(0).convolve_
-    gpu_of((7, 5))
-    assert fused._kernels(0) is None
-    gpu_of((9, 4), hip="6.2")
-    assert fused._kernels(0) is None
-
-
-@pytest.mark.parametrize("found", ["none", "2.1.0", "3.2.0"])
-def test_a_warning_where_triton_is_missing_or_old(gpu_of, monkeypatch, caplog, found):
-    gpu_of((9, 0))
-    module = None if found == "none" else SimpleNamespace(__version__=found)
-    monkeypatch.setitem(sys.modules, "triton", module)
-    with caplog.at_level(logging.WARNING):
-        assert fused._kernels(0) is None and fused._kernels(0) is None
-    assert len(caplog.records) == 1 and "triton" in caplog.text
-
-
-def test_a_warning_where_triton_does_not_work(gpu_of, monkeypatch, caplog):
-    def no_compiler(device):
-        raise RuntimeError("Failed to find C compiler")
-
-    gpu_of((9, 0), tried=no_compiler)
-    with caplog.at_level(logging.WARNING):
-        assert fused._kernels(0) is None and fused._kernels(0) is None
-    assert len(caplog.records) == 1 and "RuntimeError: Failed to find C" in caplog.text
-    caplog.clear()
-    gpu_of((9, 0), tried=no_compiler)
-    monkeypatch.setenv("SPARSE_REFINE_TRITON", "0")
-    assert fused._kernels(0) is None and not caplog.records
-
-
 def test_a_norm_has_its_own_bias():
     level = pyramid_of("batch").levels[0]
     windows = kernel_map.submanifold_map(level, "windows")
@@ -382,9 +324,3 @@ def test_rows_by_kind_in_two_ways():
     kinds[kinds == 2] = 1  # one of them empty
     one, two = kernel_map._rows_by(kinds.cpu(), 4), kernel_map._rows_by_sorting(kinds, 4)
     assert len(one) == len(two) == 4 and all(torch.equal(a, b) for a, b in zip(one, two))
-
-
-def test_tf32_as_convolutions_have_it():
-    assert not fused.tf32_allowed()  # by the fixture
-    with torch.backends.cudnn.flags(allow_tf32=True):
-        assert fused.tf32_allowed()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse convolution on a GPU in two Triton kernels: gather and matrix product in one.
+"""Sparse convolution on a GPU in Triton kernels: gather and matrix product in one.
 
 Nothing that is gathered is written to memory: a program reads the rows that its outputs meet, tap
 by tap, straight into the product, and norm, ReLU and residual follow while the sums are in
-registers. Sums are in float32 and in the same order on every run: no atomic additions.
+registers. Weight gradients are a second kernel, a norm and ReLU before a convolution a third. Sums
+are in float32 and in the same order on every run: no atomic additions.
 
 Import this module only where Triton is installed: `fused.kernels_for` does.
 """
@@ -21,6 +22,15 @@ from .kernel_map import TapGroup
 from .norm import Statistics
 
 _PROGRAMS = 512  # of a weight gradient: a few for each multiprocessor of a large GPU
+
+
+@triton.jit
+def _scale_and_shift(gamma, beta, mean, variance, eps, column, wanted):
+    """`Statistics.scale_and_shift` at some columns."""
+    scale = tl.load(variance + column, mask=wanted, other=1.0).to(tl.float32)
+    scale = tl.load(gamma + column, mask=wanted, other=0.0) * tl.rsqrt(scale + eps)
+    shift = tl.load(mean + column, mask=wanted, other=0.0) * scale
+    return scale, tl.load(beta + column, mask=wanted, other=0.0) - shift
 
 
 @triton.jit(do_not_specialize=["n", "inputs", "code", "eps"])
@@ -53,10 +63,7 @@ def _convolve_kernel(
         b = tl.load(w + at, mask=wanted_here, other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     if gamma is not None:
-        scale = tl.load(variance + column, mask=wanted, other=1.0).to(tl.float32)
-        scale = tl.load(gamma + column, mask=wanted, other=0.0) * tl.rsqrt(scale + eps)
-        shift = tl.load(mean + column, mask=wanted, other=0.0) * scale
-        shift = tl.load(beta + column, mask=wanted, other=0.0) - shift
+        scale, shift = _scale_and_shift(gamma, beta, mean, variance, eps, column, wanted)
         total = total * scale[None, :] + shift[None, :]
     if bias is not None:
         total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
@@ -118,13 +125,11 @@ def _norm_relu_kernel(
     x, gamma, beta, mean, variance, out, n, columns, out_columns, eps,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    """out = relu(norm(x)), columns of a matrix whose rows are `out_columns` apart."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     wanted = column < columns
-    scale = tl.load(variance + column, mask=wanted, other=1.0).to(tl.float32)
-    scale = tl.load(gamma + column, mask=wanted, other=0.0) * tl.rsqrt(scale + eps)
-    shift = tl.load(mean + column, mask=wanted, other=0.0) * scale
-    shift = tl.load(beta + column, mask=wanted, other=0.0) - shift
+    scale, shift = _scale_and_shift(gamma, beta, mean, variance, eps, column, wanted)
     mask = (row < n)[:, None] & wanted[None, :]
     values = tl.load(x + row[:, None] * columns + column[None, :], mask=mask, other=0.0)
     values = tl.maximum(values.to(tl.float32) * scale[None, :] + shift[None, :], 0.0)
