@@ -10,17 +10,18 @@ ARGS ?=
 SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help install demo web test env docs-check lint format clean
+.PHONY: help install demo web test test-fast env docs-check lint format clean
 
 help:
-	@echo "make install  set up without MinkowskiEngine, and no more"
-	@echo "make demo     set up without MinkowskiEngine; train, compare, draw: output/demo/"
-	@echo "make web      set up the same and gradio; the web demo, at http://127.0.0.1:7860"
-	@echo "make test     set up with MinkowskiEngine; run the tests"
-	@echo "make env      the set-up of make test alone"
-	@echo "make docs-check   run every command of the README and docs/, in a copy"
-	@echo "make lint     ruff; make format: let ruff rewrite"
-	@echo "make clean    remove output/, caches and build files; keeps VENV"
+	@echo "make install     set up without MinkowskiEngine, and no more"
+	@echo "make demo        set up without MinkowskiEngine; train, compare, draw: output/demo/"
+	@echo "make web         set up the same and gradio; the web demo, at http://127.0.0.1:7860"
+	@echo "make test        set up with MinkowskiEngine; run all tests"
+	@echo "make test-fast   set up without MinkowskiEngine; run the tests that are not marked slow"
+	@echo "make env         the set-up of make test alone"
+	@echo "make docs-check  run every command of the pages, in a copy"
+	@echo "make lint        ruff; make format: let ruff rewrite"
+	@echo "make clean       remove output/, caches and build files; keeps VENV"
 	@echo "Variables: VENV=.venv PYTHON=python3 ARGS="
 
 install:
@@ -39,6 +40,10 @@ env:
 
 test: env
 	$(RUN) -m pytest $(ARGS)
+
+test-fast:
+	$(SETUP) base web test
+	$(RUN) -m pytest -m "not slow" $(ARGS)
 
 docs-check: env
 	$(RUN) tools/docs_check.py $(ARGS)

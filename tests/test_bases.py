@@ -11,9 +11,13 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from sparse_refine.build import build_base
-from sparse_refine.checkpoint import SafeCheckpointer, save_weights
-from sparse_refine.engine import Trainer, check_datasets, load_config, load_model
+from sparse_refine.base import build_base
+from sparse_refine.config import load_config
+from sparse_refine.evaluation.checks import check_datasets
+from sparse_refine.inference.loading import load_model
+from sparse_refine.storage.checkpointer import SafeCheckpointer
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from pathlib import Path
@@ -22,12 +21,13 @@ from sparse_refine.calibration.histogram import UncertaintyHistogram
 from sparse_refine.calibration.images import Images, dicts_of_folder
 from sparse_refine.calibration.kinds import KINDS
 from sparse_refine.calibration.temperature import PixelSample, fit_temperature
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.coarse import View
-from sparse_refine.engine import Trainer, load_config
+from sparse_refine.commands.calibrate import main
+from sparse_refine.config import load_config
 from sparse_refine.evaluation.evaluator import SparseRefineEvaluator
+from sparse_refine.sites import View
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
-TOOL = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "tools" / "calibrate.py"
 METHOD = "MODEL.SPARSE_REFINE."
 
 
@@ -235,13 +235,13 @@ def test_a_folder_is_paired_and_its_labels_understood(make_cfg, tiny_dataset):
     images, labels = (Path(records[0][key]).parent for key in ("file_name", "sem_seg_file_name"))
     before = DatasetCatalog.list()
     assert dicts_of_folder(make_cfg(), images, labels) == records
-    from_one = dicts_of_folder(make_cfg("DATASETS.LABELS_FROM_ONE", True), images, labels)
-    assert from_one[0]["sem_seg_file_name"] == f"labels_from_one://{labels / '0.png'}"
+    from_one = dicts_of_folder(make_cfg("DATASETS.REDUCE_ZERO_LABEL", True), images, labels)
+    assert from_one[0]["sem_seg_file_name"] == f"reduce_zero_label://{labels / '0.png'}"
     assert DatasetCatalog.list() == before
     for options, message in (
         (("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 1), "ignore_label 1 is the id of class 'class 1'"),
         (
-            ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254, "DATASETS.LABELS_FROM_ONE", True),
+            ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254, "DATASETS.REDUCE_ZERO_LABEL", True),
             "need ignore_label 255 .* ignore_label 254 and 3 classes",
         ),
     ):
@@ -255,10 +255,6 @@ def test_a_folder_is_paired_and_its_labels_understood(make_cfg, tiny_dataset):
 @pytest.fixture
 def tool(make_cfg, tiny_dataset, tmp_path, monkeypatch):
     """run(*arguments) -> (config of the yaml it wrote, the yaml as it stands), for a tiny model."""
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location("calibrate", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     name = tiny_dataset(count=3)
     cfg = make_cfg("DATASETS.TEST", (name,))
     (tmp_path / "configs").mkdir()
@@ -276,7 +272,7 @@ def tool(make_cfg, tiny_dataset, tmp_path, monkeypatch):
             "labels": ["--images", folder / "images", "--labels", folder / "labels"],
         }[data]
         output = tmp_path / "out" / "calibration"
-        module.main(
+        main(
             [
                 *("--config-file", str(config), "--output", str(output), "--quiet"),
                 *(["--weights", str(tmp_path / "whole.safetensors")] if weights else []),

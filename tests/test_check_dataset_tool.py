@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-TOOLS = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "tools"
+from sparse_refine.commands import check
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """run(*arguments) -> (exit code, content of the JSON or None, what was printed)."""
-    monkeypatch.syspath_prepend(TOOLS)
-    tool = importlib.import_module("check_dataset")
 
     def main(*arguments):
         out = tmp_path / "out.json"
         out.unlink(missing_ok=True)
         try:
-            code = tool.main(["--json", str(out), "--workers", "1", *map(str, arguments)])
+            code = check.main(["--json", str(out), "--workers", "1", *map(str, arguments)])
         except SystemExit as error:
             code = error.code
         printed = capsys.readouterr()

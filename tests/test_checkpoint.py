@@ -14,14 +14,10 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from sparse_refine.build import load_base_weights
-from sparse_refine.checkpoint import (
-    BestCheckpointer,
-    SafeCheckpointer,
-    load_weights,
-    save_weights,
-    state_digest,
-)
+from sparse_refine.base import load_base_weights
+from sparse_refine.storage.checkpointer import SafeCheckpointer
+from sparse_refine.storage.weights import load_weights, save_weights, state_digest
+from sparse_refine.training.hooks import BestCheckpointer
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([0.5, -1.0])}
 

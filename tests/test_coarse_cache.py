@@ -9,7 +9,7 @@ from torch import nn
 
 from sparse_refine import SparseRefine
 from sparse_refine.coarse import CoarsePass
-from sparse_refine.coarse_cache import CoarseCache
+from sparse_refine.storage.coarse_cache import CoarseCache
 
 
 class CountingBase(nn.Module):
@@ -51,7 +51,7 @@ def make(tmp_path):
 
 
 def logits_of(module, *items):
-    return [output["sem_seg"] for output in module(list(items))]
+    return [output.logits for output in module(list(items))]
 
 
 def test_the_second_time_the_base_is_not_called(make, item):
@@ -154,7 +154,7 @@ def test_an_interrupted_write_leaves_no_logits(make, item, monkeypatch):
             file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparse_refine.checkpoint.save_file", interrupted)
+    monkeypatch.setattr("sparse_refine.storage.weights.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         logits_of(module, item)
     monkeypatch.undo()

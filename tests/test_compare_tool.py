@@ -12,12 +12,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from sparse_refine.checkpoint import save_weights
+from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
 from sparse_refine.data.reading import read_labels
-from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation.comparison import IN_PROCESS, comparison_table, over_seeds
 from sparse_refine.evaluation.metrics import confusion_matrix, summarize
+from sparse_refine.inference.loading import load_model
+from sparse_refine.storage.weights import save_weights
 
 TOOLS = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "tools"
 BUDGET = ["MODEL.SPARSE_REFINE.SELECTOR.NAME", "BudgetSelector"]

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.coarse import downsample
-from sparse_refine.engine import Trainer, load_model
 from sparse_refine.ensembler import GatedEnsembler
-from sparse_refine.extractor import SparseUNetExtractor
-from sparse_refine.labels import argmax_labels
+from sparse_refine.extractors import Selection, SparseUNetExtractor
+from sparse_refine.inference.loading import load_model
+from sparse_refine.resampling import argmax_labels, downsample
 from sparse_refine.selector import BudgetSelector
+from sparse_refine.sites import Sites, View
 from sparse_refine.sparse import TorchGrid, build_grid
 from sparse_refine.sparse.minkowski_engine import minkowski_available
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -164,10 +165,11 @@ def test_a_million_sites():
     """More rows than cuDNN's batch normalisation takes (880801), and several chunks of a gather and
     of the gate: single precision against double."""
     size = 1031, 1027
-    sites = torch.ones(1, *size, device="cuda").nonzero()
-    rgb = torch.randn(len(sites), 3, device="cuda")
+    image = torch.randn(3, *size, device="cuda")
+    sites = Sites.of_masks([torch.ones(size, dtype=torch.bool, device="cuda")])
     coarse = torch.randn(len(sites), 3, device="cuda")
-    labels = (rgb > 0).sum(1).clamp(max=2)
+    labels = (image > 0).sum(0).clamp(max=2).flatten()
+    view = View(0, 0, *size, size)
     modules = nn.ModuleList(
         [
             SparseUNetExtractor(num_classes=3, channels=(16, 16), backend="torch"),
@@ -177,7 +179,8 @@ def test_a_million_sites():
     runs = []
     for dtype in (torch.float32, torch.float64):
         extractor, ensembler = copy.deepcopy(modules).to(dtype)
-        refined = extractor(rgb.to(dtype), coarse, coarse[:, :2], sites, [size]).to(dtype)
+        selection = Selection(sites, [image], [image], coarse.to(dtype), [view])
+        refined = extractor(selection).to(dtype)
         fused = ensembler(coarse.to(dtype), refined)
         F.cross_entropy(fused, labels).backward()
         parameters = [*extractor.parameters(), *ensembler.parameters()]
@@ -214,7 +217,7 @@ def test_auto_is_torch_where_minkowski_has_no_cuda():
     if minkowski_available(cuda=True):
         pytest.skip("MinkowskiEngine is compiled for CUDA here")
     sites = torch.tensor([[0, 1, 2], [0, 3, 3]], device="cuda")
-    assert isinstance(build_grid("auto", sites, [(4, 4)], levels=2), TorchGrid)
+    assert isinstance(build_grid("auto", Sites(sites, [(4, 4)]), levels=2), TorchGrid)
 
 
 # ---- mixed precision -----------------------------------------------------------------------------

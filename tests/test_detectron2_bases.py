@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_refine.coarse import downsample
-from sparse_refine.engine import Trainer, load_config
+from sparse_refine.config import load_config
+from sparse_refine.resampling import downsample
+from sparse_refine.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "configs"
 # fmt: off

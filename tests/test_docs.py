@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README, the project's page and docs/ against the code, and what finds their faults.
+"""The pages against the code, and what finds their faults.
 
 `make docs-check` runs their commands as well; here are the parts that take seconds.
 """
@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
-
-from sparse_refine import add_sparse_refine_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
+    "CONTRIBUTING.md",
     "README.md",
     "projects/SparseRefine/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
@@ -75,21 +73,23 @@ def test_every_page_is_within_reach_of_the_readme(tool):
     while todo:
         path = todo.pop()
         seen.add(path.relative_to(ROOT).as_posix())
-        targets = (target.partition("#")[0] for _, target in page(path).links())
-        paths = [(path.parent / t).resolve() for t in targets if t.endswith(".md") and ":" not in t]
-        todo += [p for p in paths if p.relative_to(ROOT).as_posix() not in seen]
+        targets = {target.partition("#")[0] for _, target in page(path).links()}
+        paths = [(path.parent / target).resolve() for target in targets if ":" not in target]
+        paths = [p / "README.md" if p.is_dir() else p for p in paths]  # as GitHub shows a folder
+        todo += [p for p in paths if p.suffix == ".md" and p.is_file()
+                 and p.relative_to(ROOT).as_posix() not in seen]  # fmt: skip
     assert set(PAGES) <= seen
 
 
 def test_twenty_messages_are_explained(tool):
-    page = tool("documents.pages").Page(ROOT / "README.md")
-    assert len(tool("documents.references").quoted_messages(page)) >= 20
+    quoted = tool("documents.references").quoted_messages
+    assert sum(len(quoted(page)) for page in tool("documents.pages").all_pages()) >= 20
 
 
 def test_every_shipped_model_is_named(tool):
-    from sparse_refine import model_zoo
+    from sparse_refine.inference import model_zoo
 
-    page = tool("documents.pages").Page(ROOT / "docs" / "usage.md")
+    page = tool("documents.pages").Page(ROOT / "projects" / "SparseRefine" / "README.md")
     assert set(model_zoo.names()) <= {span for _, span in page.code_spans()}
 
 
@@ -97,76 +97,6 @@ def test_blocks_have_a_language_that_is_checked(tool):
     pages = tool("documents.pages")
     unchecked = {b.language for p in pages.all_pages() for b in p.blocks} - {*pages.LANGUAGES, ""}
     assert unchecked <= {"bibtex"}
-
-
-# ---- the key reference ---------------------------------------------------------------------------
-
-
-def leaves(node: CfgNode, prefix: str = "") -> dict:
-    found = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode) and (value or not value.is_new_allowed()):
-            found.update(leaves(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def test_key_reference_is_up_to_date(tool):
-    reference = tool("config_reference")
-    text = reference.PAGE.read_text()
-    assert reference.updated(text, reference.CONFIG.read_text()) == text, (
-        "run python tools/config_reference.py"
-    )
-
-
-def test_key_reference_has_every_key_with_its_default(tool):
-    reference = tool("config_reference")
-    cfg = get_cfg()
-    before = leaves(cfg)
-    add_sparse_refine_config(cfg)
-    declared = {name: value for name, value in leaves(cfg).items() if name not in before}
-    keys = [k for s in reference.read_declarations(reference.CONFIG.read_text()) for k in s.keys]
-    assert sorted(key.name for key in keys) == sorted(declared)
-    for key in keys:
-        assert eval(key.default) == declared[key.name], key.name
-        assert key.meaning, key.name
-
-
-DECLARATIONS = '''
-def add_sparse_refine_config(cfg):
-    """Doc."""
-    # ---- parts ----
-    # A share, 0..1,
-    # of something; or COUNT.
-    cfg.MODEL.SHARE = 0.5
-    cfg.MODEL.COUNT = -1
-    cfg.MODEL.METHOD = node = CN()
-    # One part.
-    node.PART = CN()
-    node.PART.NAME = "a|b"  # its name
-{more}'''
-
-
-def test_key_reference_reads_comments(tool):
-    reference = tool("config_reference")
-    sections = reference.read_declarations(DECLARATIONS.format(more=""))
-    keys = {key.name: key for section in sections for key in section.keys}
-    assert keys["MODEL.SHARE"].meaning == "A share, 0..1, of something; or COUNT."
-    assert keys["MODEL.COUNT"].meaning == keys["MODEL.SHARE"].meaning
-    assert (keys["MODEL.METHOD.PART.NAME"].meaning, sections[1].text) == ("its name", "One part.")
-    text = reference.render(sections)
-    assert "## Parts" in text and "### `MODEL.METHOD.PART`" in text and '`"a|b"`' in text
-
-
-def test_key_reference_refuses_a_key_without_a_comment(tool):
-    reference = tool("config_reference")
-    source = DECLARATIONS.format(more="    node.PART.SIZE = 3\n")
-    page = f"{reference.BEGIN}\n{reference.END}\n"
-    with pytest.raises(ValueError, match=r"MODEL\.METHOD\.PART\.SIZE"):
-        reference.updated(page, source)
-    with pytest.raises(ValueError, match="needs one line"):
-        reference.updated("nothing", source)
 
 
 # ---- what finds faults ---------------------------------------------------------------------------
@@ -198,7 +128,8 @@ def test_messages_that_nobody_says_are_found(tool, page):
     references = tool("documents.references")
     rows = ["data set ... has ... classes but", "data set ... never says so", "short"]
     table = "\n".join(["| message | what |", "|---|---|", *(f"| `{row}` | x |" for row in rows)])
-    found = page(f"# P\n## When something goes wrong\n\n{table}\n## Next\n| `other` | x |\n")
+    other = "| name | what |\n|---|---|\n| `no message at all` | x |\n"
+    found = page(f"# P\n\n{table}\n| pip: `of another program` | x |\n\n{other}")
     templates = ["data set \0 has \0 classes but NUM_CLASSES is \0", "short"]
     faults = references.unknown_messages(found, templates)
     assert [fault.split("says ", 1)[1] for fault in faults] == [repr(row) for row in rows[1:]]
@@ -242,6 +173,8 @@ def test_blocks_with_their_directives(page):
     [
         ("<!-- check nevr: x -->\n```sh\na\n```\n", "nevr"),
         ("<!-- check never: -->\n```sh\na\n```\n", "never:"),
+        ("<!-- check never: x -->\nText.\n```sh\na\n```\n", "none follows"),
+        ("Text <!-- check never: x -->\n```sh\na\n```\n", "within a line of text"),
         ("```sh\na\n", "nothing ends"),
     ],
 )

@@ -22,9 +22,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from sparse_refine import SparseRefine
-from sparse_refine.checkpoint import load_weights, save_weights
 from sparse_refine.data import build_train_loader
-from sparse_refine.engine import Trainer, check_datasets
+from sparse_refine.evaluation.checks import check_datasets
+from sparse_refine.storage.weights import load_weights, save_weights
+from sparse_refine.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = "MODEL.SPARSE_REFINE."

@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from sparse_refine.extractor import SparseUNetExtractor, feature_channels, site_features
+from sparse_refine.extractors import (
+    Selection,
+    SparseUNetExtractor,
+    feature_channels,
+    site_features,
+)
+from sparse_refine.sites import Sites, View
 
 LN3 = math.log(3)
 
@@ -64,18 +70,34 @@ def test_presets(make_cfg, preset, millions):
     assert extractor.classifier.out_features == 3
 
 
-def sites_of(*images):
-    """(P,3) sites from one boolean mask an image, and the masks' sizes."""
-    parts = [
-        torch.cat([torch.full((int(mask.sum()), 1), i), mask.nonzero()], dim=1)
-        for i, mask in enumerate(images)
-    ]
-    return torch.cat(parts), [tuple(mask.shape) for mask in images]
+def selection_of(*masks, classes=3) -> Selection:
+    """Random images and coarse logits, selected where masks (H,W) are True."""
+    sites = Sites.of_masks(masks)
+    images = [torch.randn(3, *mask.shape) for mask in masks]
+    views = [View(0, 0, *mask.shape, tuple(mask.shape)) for mask in masks]
+    return Selection(sites, images, images, torch.randn(len(sites), classes), views)
 
 
-def arguments(sites, sizes, classes=3):
-    count = len(sites)
-    return torch.randn(count, 3), torch.randn(count, classes), torch.randn(count, 2), sites, sizes
+def image_of(selection: Selection, index: int) -> Selection:
+    """One image of a selection by itself."""
+    return Selection(
+        Sites.of_images([selection.sites.by_image()[index]], [selection.sites.sizes[index]]),
+        [selection.images[index]],
+        [selection.contexts[index]],
+        selection.sites.split(selection.coarse)[index],
+        [selection.views[index]],
+    )
+
+
+def test_selection_reads_pixels_and_places():
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[1, 2] = mask[3, 0] = True
+    crop = View(10, 20, 4, 5, (40, 50))
+    image = torch.arange(60, dtype=torch.uint8).view(3, 4, 5)
+    selection = Selection(Sites.of_masks([mask]), [image], [image], torch.zeros(2, 3), [crop])
+    assert selection.pixels().tolist() == [[7, 27, 47], [15, 35, 55]]
+    expected = [[(10 + y + 0.5) / 20 - 1, (20 + x + 0.5) / 25 - 1] for y, x in ((1, 2), (3, 0))]
+    assert selection.position().tolist() == [pytest.approx(place) for place in expected]
 
 
 @pytest.fixture
@@ -90,15 +112,11 @@ def extractor():
 
 
 def test_images_of_a_batch_do_not_see_each_other(extractor):
-    masks = [torch.rand(9, 7) < 0.4, torch.rand(4, 12) < 0.6, torch.zeros(3, 3) > 0]
-    sites, sizes = sites_of(*masks)
-    rgb, coarse, position, *_ = arguments(sites, sizes)
-    together = extractor(rgb, coarse, position, sites, sizes)
-    assert together.shape == (len(sites), 3)
-    for i, mask in enumerate(masks):
-        of_image = sites[:, 0] == i
-        alone = extractor(rgb[of_image], coarse[of_image], position[of_image], *sites_of(mask))
-        assert torch.allclose(together[of_image], alone, atol=1e-5)
+    selection = selection_of(torch.rand(9, 7) < 0.4, torch.rand(4, 12) < 0.6, torch.zeros(3, 3) > 0)
+    together = extractor(selection)
+    assert together.shape == (len(selection.sites), 3)
+    for i, of_image in enumerate(selection.sites.split(together)):
+        assert torch.allclose(of_image, extractor(image_of(selection, i)), atol=1e-5)
 
 
 def test_patches_see_and_answer_for_all_their_pixels():
@@ -106,28 +124,26 @@ def test_patches_see_and_answer_for_all_their_pixels():
     assert module.unet.stem.weight.shape[1] == 12 and module.classifier.out_features == 12
     mask = torch.zeros(6, 8, dtype=torch.bool)
     mask[2:4, 4:6] = mask[0, 0] = True  # a whole patch, and one pixel of another
-    sites, sizes = sites_of(mask)
-    rgb, coarse, position, *_ = arguments(sites, sizes)
-    logits = module(rgb, coarse, position, sites, sizes)
+    selection = selection_of(mask)
+    logits = module(selection)
     assert logits.shape == (5, 3) and len(logits.unique(dim=0)) == 5
-    other = rgb.clone()
-    other[4] += 1  # the last pixel of the whole patch
-    changed = (module(other, coarse, position, sites, sizes) != logits).any(1)
+    selection.images[0][:, 3, 5] += 1  # the last pixel of the whole patch
+    changed = (module(selection) != logits).any(1)
     assert changed.tolist() == [False] + [True] * 4
 
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_residual_starts_as_the_coarse_prediction(patch):
-    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
-    coarse = given[1]
+    given = selection_of(torch.rand(9, 7) < 0.5)
+    coarse = given.coarse
     options = {"num_classes": 3, "channels": (4, 8), "patch": patch, "backend": "torch"}
     module = SparseUNetExtractor(residual=True, **options).eval()
-    assert torch.equal(module(*given), coarse)
-    module(*given).square().sum().backward()
+    assert torch.equal(module(given), coarse)
+    module(given).square().sum().backward()
     assert module.classifier.weight.grad.abs().sum() > 0
     plain = SparseUNetExtractor(**options).eval()
     module.load_state_dict(plain.state_dict())
-    assert torch.equal(module(*given), plain(*given) + coarse)
+    assert torch.equal(module(given), plain(given) + coarse)
 
 
 def test_bad_patch():
@@ -144,7 +160,7 @@ def test_few_sites(count, norm, training):
     statistics = {n: b.clone() for n, b in module.named_buffers() if "running" in n}
     mask = torch.zeros(5, 6, dtype=torch.bool)
     mask.view(-1)[[7, 22][:count]] = True
-    logits = module(*arguments(*sites_of(mask)))
+    logits = module(selection_of(mask))
     assert logits.shape == (count, 3) and logits.isfinite().all()
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
@@ -155,23 +171,23 @@ def test_few_sites(count, norm, training):
 
 
 def test_logits_are_single_precision_under_autocast(extractor):
-    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
+    given = selection_of(torch.rand(9, 7) < 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = extractor(*given)
+        logits = extractor(given)
     assert logits.dtype == torch.float32
-    assert torch.allclose(logits, extractor(*given), atol=0.1, rtol=0.1)
+    assert torch.allclose(logits, extractor(given), atol=0.1, rtol=0.1)
 
 
 def test_precision(extractor, make_cfg):
-    given = arguments(*sites_of(torch.rand(9, 7) < 0.5))
-    exact = extractor(*given)
+    given = selection_of(torch.rand(9, 7) < 0.5)
+    exact = extractor(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        near = extractor(*given)
+        near = extractor(given)
     assert not torch.equal(near, exact)
     extractor.precision = "bfloat16"
-    assert torch.equal(extractor(*given), near)
+    assert torch.equal(extractor(given), near)
     extractor.precision = "float32"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(extractor(*given), exact)
+        assert torch.equal(extractor(given), exact)
     with pytest.raises(ValueError, match=r"EXTRACTOR.PRECISION is 'half': one of .*'bfloat16'"):
         SparseUNetExtractor(make_cfg("MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION", "half"))

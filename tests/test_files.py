@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_refine.files import write_whole
+from sparse_refine.storage.files import write_whole
 
 
 def test_written_and_replaced(tmp_path):

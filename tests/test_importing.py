@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from sparse_refine.engine import load_config
-from sparse_refine.importing import import_object, named_projects
+from sparse_refine.config import load_config
+from sparse_refine.modeling.importing import import_object, named_projects
 
 PROJECT = """
 from detectron2.config import CfgNode

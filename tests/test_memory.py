@@ -10,7 +10,7 @@ import pytest
 # Page faults of the second of two rounds of 64 MB blocks, in a process of its own.
 PROGRAM = """
 import resource, sys, torch
-from sparse_refine.memory import keep_freed_memory
+from sparse_refine.commands.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def blocks():

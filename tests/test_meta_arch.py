@@ -11,9 +11,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from sparse_refine import ModuleSegmentor, Refinement, SparseRefine
-from sparse_refine.coarse import CoarsePass, View, downsample, low_size
+from sparse_refine.coarse import CoarsePass
 from sparse_refine.ensembler import EntropyEnsembler, GatedEnsembler
-from sparse_refine.extractor import SparseUNetExtractor
+from sparse_refine.extractors import Extractor, SparseUNetExtractor
+from sparse_refine.losses import LossWeights
+from sparse_refine.resampling import downsample, low_size
 from sparse_refine.selector import BudgetSelector, EntropySelector
 
 LN3 = math.log(3)
@@ -47,17 +49,21 @@ class Given(nn.Module):
         return [{"sem_seg": self.scores.clone()} for _ in inputs]
 
 
-class Recorder(nn.Module):
+class Recorder(Extractor):
     """An extractor of fixed logits, one row for every site, that keeps its arguments."""
 
     def __init__(self, *row):
         super().__init__()
         self.row = nn.Parameter(torch.tensor(row))
 
-    def forward(self, rgb, coarse, position, sites, sizes):
-        self.given = {"rgb": rgb, "coarse": coarse, "position": position}
-        self.sites, self.sizes = sites, sizes
-        return self.row.expand(len(sites), -1)
+    def forward(self, selection):
+        self.given = {
+            "pixels": selection.pixels(),
+            "coarse": selection.coarse,
+            "position": selection.position(),
+        }
+        self.sites, self.sizes = selection.sites.coordinates, selection.sites.sizes
+        return self.row.expand(len(self.sites), -1)
 
 
 def model_of_two_classes(extractor, scores, **options):
@@ -66,8 +72,6 @@ def model_of_two_classes(extractor, scores, **options):
         selector=EntropySelector(threshold=0.5),
         extractor=extractor,
         ensembler=EntropyEnsembler(),
-        pixel_mean=(10.0, 20.0, 30.0),
-        pixel_std=(2.0, 4.0, 5.0),
         **options,
     )
 
@@ -102,8 +106,8 @@ def test_forward_by_hand():
     assert output["sem_seg"][:, 1, 3].tolist() == [pytest.approx(LN3), 0]
 
     # what the extractor saw: pixel 2 of the first row is (2, 10, 18), of the second (6, 14, 22)
-    assert extractor.given["rgb"][0].tolist() == pytest.approx([-4, -2.5, -2.4])
-    assert extractor.given["rgb"][2].tolist() == pytest.approx([-2, -1.5, -1.6])
+    assert extractor.given["pixels"][0].tolist() == [2, 10, 18]
+    assert extractor.given["pixels"][2].tolist() == [6, 14, 22]
     assert extractor.given["coarse"].tolist() == [[0, 0]] * 4
     # (y, x) of pixel centres: (0.5 / 2, 2.5 / 4) on 0..1, twice that minus 1
     assert extractor.given["position"][0].tolist() == pytest.approx([-0.5, 0.25])
@@ -119,19 +123,20 @@ def test_forward_by_hand():
         # (2 * 0.287682 + 1.386294) / 3
         ({}, {"loss_refined": 0.653886, "loss_fused": 0.653886}),
         (
-            {"refined_weight": 0.5, "fused_weight": 2.0},
+            {"refined": 0.5, "fused": 2.0},
             {"loss_refined": 0.326943, "loss_fused": 1.307772},
         ),
-        ({"refined_weight": 0.0}, {"loss_refined": 0.0, "loss_fused": 0.653886}),
+        ({"refined": 0.0}, {"loss_refined": 0.0, "loss_fused": 0.653886}),
         (
             # class 0: (2 * 1.5 + 1) / (2.25 + 2 + 1), class 1: (2 * 0.25 + 1) / (0.75 + 1 + 1)
-            {"fused_weight": 0.0, "dice_weight": 1.0},
+            {"fused": 0.0, "dice": 1.0},
             {"loss_refined": 0.653886, "loss_dice": 1 - (4 / 5.25 + 1.5 / 2.75) / 2},
         ),
     ],
 )
 def test_losses_by_hand(options, expected):
-    model = model_of_two_classes(Recorder(LN3, 0.0), SCORES, **options).train()
+    weights = LossWeights(**options)
+    model = model_of_two_classes(Recorder(LN3, 0.0), SCORES, loss_weights=weights).train()
     labels = torch.tensor([[1, 0, 0, 1], [1, 255, 255, 0]])
     losses = model([{"image": torch.zeros(3, 2, 4), "sem_seg": labels}])
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, abs=1e-5)
@@ -210,7 +215,8 @@ def test_logits_labels_and_the_record_agree(make_cfg, selected, scale, interpola
     assert torch.equal(refinement.label_map("fused"), refinement.labels)
 
     modes = {"nearest": {}, "bilinear": {"align_corners": False}}[interpolation]
-    full = F.interpolate(coarse[None], size=(37, 53), mode=interpolation, **modes)[0]
+    mode = {"nearest": "nearest-exact"}.get(interpolation, interpolation)
+    full = F.interpolate(coarse[None], size=(37, 53), mode=mode, **modes)[0]
     outside = torch.ones(37, 53, dtype=torch.bool)
     outside[refinement.sites[:, 0], refinement.sites[:, 1]] = False
     assert torch.allclose(logits["sem_seg"][:, outside], full[:, outside], atol=1e-5)
@@ -314,8 +320,9 @@ def test_height_and_width_of_the_input_are_honoured(make_cfg, size):
     expected = F.interpolate(own["sem_seg"][None], size=size, mode="bilinear", align_corners=False)
     assert torch.allclose(logits["sem_seg"], expected[0], atol=1e-5)
     assert logits["refinement"].labels.shape == (30, 40)
-    nearest = F.interpolate(own["refinement"].labels[None, None], size=size, mode="nearest")
-    assert torch.equal(labels["labels"], nearest[0, 0])
+    own_labels = own["refinement"].labels[None, None].float()
+    nearest = F.interpolate(own_labels, size=size, mode="nearest-exact")
+    assert torch.equal(labels["labels"].float(), nearest[0, 0])
 
 
 def test_labels_of_many_classes_at_another_size():
@@ -325,8 +332,6 @@ def test_labels_of_many_classes_at_another_size():
         selector=BudgetSelector(count=7),
         extractor=SparseUNetExtractor(num_classes=classes, channels=(4,), backend="torch"),
         ensembler=GatedEnsembler(num_classes=classes),
-        pixel_mean=(0.0, 0.0, 0.0),
-        pixel_std=(1.0, 1.0, 1.0),
         output="labels",
     ).eval()
     (output,) = model([{"image": image_of(8, 10), "height": 16, "width": 20}])
@@ -469,7 +474,7 @@ def test_a_crop_selects_and_reads_what_the_whole_image_does(make_cfg):
         y, x = whole[1][:, 1] - top, whole[1][:, 2] - left
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         assert torch.equal(model.extractor.sites[:, 1:], torch.stack([y, x], 1)[inside])
-        for name in ("rgb", "coarse", "position"):
+        for name in ("pixels", "coarse", "position"):
             assert torch.equal(model.extractor.given[name], whole[0][name][inside])
 
 
@@ -509,9 +514,9 @@ def test_autocast_to_bfloat16(make_cfg):
 
     # in training the base is not part of it: thresholds are fine, and the base is what it was
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        coarse = [output["sem_seg"] for output in model.coarse(items)]
+        coarse = [output.logits for output in model.coarse(items)]
     for logits, output in zip(coarse, model.coarse(items)):
-        assert torch.equal(logits, output["sem_seg"])
+        assert torch.equal(logits, output.logits)
 
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -550,7 +555,7 @@ def test_a_checkpoint_of_the_whole_model_stands_alone(make_cfg, tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "whole.pth")
     (tmp_path / "base.pth").unlink()
 
-    from sparse_refine.checkpoint import SafeCheckpointer
+    from sparse_refine.storage.checkpointer import SafeCheckpointer
 
     alone = build_model(make_cfg(METHOD + "BASE.WEIGHTS", "")).eval()
     SafeCheckpointer(alone).load(str(tmp_path / "whole.pth"))
@@ -643,9 +648,3 @@ def test_wrap_a_class_count_that_does_not_fit():
     model = SparseRefine.wrap(Plain(classes=4), num_classes=5).eval()
     with pytest.raises(ValueError, match=r"4 classes .* is 5"):
         model([{"image": image_of(16, 20)}])
-
-
-def test_views():
-    view = View(1, 2, 3, 4, (5, 6))
-    with pytest.raises(AttributeError):
-        view.top = 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_refine import model_zoo
-from sparse_refine.checkpoint import load_weights
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference import model_zoo
+from sparse_refine.inference.predictor import SparseRefinePredictor
+from sparse_refine.storage.weights import load_weights
 
 PROJECT = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine"
 

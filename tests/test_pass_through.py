@@ -4,7 +4,7 @@
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from sparse_refine.pass_through import full_size_outputs
+from sparse_refine.results import full_size_outputs
 
 
 def test_panoptic_map_by_hand():
@@ -21,7 +21,7 @@ def test_panoptic_map_by_hand():
 
 
 def test_a_segment_that_a_smaller_map_loses():
-    ids = torch.tensor([[1, 2, 1, 1]])
+    ids = torch.tensor([[2, 1, 1, 1]])  # the centres of two pixels lie in the second and fourth
     segments = [{"id": 1, "category_id": 4}, {"id": 2, "category_id": 7, "area": 1}]
     output = full_size_outputs({"panoptic_seg": (ids, segments)}, (1, 4), (1, 2))
     assert output["panoptic_seg"][0].tolist() == [[1, 1]]
@@ -31,7 +31,7 @@ def test_a_segment_that_a_smaller_map_loses():
 def test_a_size_that_is_no_multiple():
     ids = torch.arange(6).view(2, 3)
     full, none = full_size_outputs({"panoptic_seg": (ids, None)}, (2, 3), (3, 5))["panoptic_seg"]
-    assert full.tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]] and none is None
+    assert full.tolist() == [[0, 0, 1, 2, 2], [3, 3, 4, 5, 5], [3, 3, 4, 5, 5]] and none is None
 
 
 def test_instances_by_hand():

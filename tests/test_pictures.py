@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from sparse_refine.data import read_image, read_labels
-from sparse_refine.panel import draw_window, refinement_panel
-from sparse_refine.pictures import (
+from sparse_refine.results import Refinement
+from sparse_refine.visualization.panel import draw_window, refinement_panel
+from sparse_refine.visualization.pictures import (
     changed_picture,
     densest_window,
     distinct_colors,
@@ -24,7 +25,6 @@ from sparse_refine.pictures import (
     write_label_map,
     write_picture,
 )
-from sparse_refine.refinement import Refinement
 
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
 

@@ -10,12 +10,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from sparse_refine.checkpoint import save_weights
 from sparse_refine.data import build_test_loader
-from sparse_refine.engine import Trainer, load_model
-from sparse_refine.panel import refinement_panel
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference.loading import load_model
+from sparse_refine.inference.predictor import SparseRefinePredictor
 from sparse_refine.selector import BudgetSelector, EntropySelector, entropy
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
+from sparse_refine.visualization.panel import refinement_panel
 
 DENSE = ["MODEL.META_ARCHITECTURE", "TinyBase"]
 LABELS = ["MODEL.SPARSE_REFINE.OUTPUT", "labels"]

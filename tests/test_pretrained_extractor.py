@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from sparse_refine import SparseRefine
-from sparse_refine.engine import Trainer, load_config, load_model
+from sparse_refine.config import load_config
 from sparse_refine.ensembler import RefinedEnsembler
 from sparse_refine.evaluation.budgets import one_coarse_pass
-from sparse_refine.pretrained_extractor import PretrainedExtractor
+from sparse_refine.extractors import PretrainedExtractor, Selection
+from sparse_refine.inference.loading import load_model
+from sparse_refine.resampling import enlarge_labels
 from sparse_refine.selector import BudgetSelector, EntropySelector
+from sparse_refine.sites import View
+from sparse_refine.training.trainer import Trainer
 
 PROJECT = Path(__file__).parents[1] / "projects" / "SparseRefine"
 CONFIG = str(PROJECT / "configs/synthetic_field/sparse_refine.yaml")
@@ -94,7 +98,7 @@ def test_only_selected_pixels_change():
     refinement = output["refinement"]
     with torch.inference_mode():
         (coarse,) = model.coarse([item])
-    changed = model.coarse.full_labels(coarse["sem_seg"], (64, 96)) != refinement.labels
+    changed = enlarge_labels(coarse.logits, (64, 96), "bilinear") != refinement.labels
     assert changed.any() and not (changed & ~refinement.selected()).any()
     model.output = "labels"
     assert torch.equal(predict(model, item)[0]["labels"], refinement.labels)
@@ -126,7 +130,7 @@ def test_wrap_without_a_config(dense):
         dense,
         num_classes=3,
         selector=BudgetSelector(fraction=0.2),
-        extractor=PretrainedExtractor(model=dense, num_classes=3),
+        extractor=PretrainedExtractor(model=dense, base=dense, num_classes=3),
     ).eval()
     assert isinstance(refiner.ensembler, RefinedEnsembler)
     (output,) = predict(refiner, field(64, 96))
@@ -135,8 +139,10 @@ def test_wrap_without_a_config(dense):
 
 
 def test_pixels_are_normalised_as_the_model_wants_them():
-    model = load_model(config(f"{NODE}EXTRACTOR.PIXEL_MEAN", [0.0, 0.0, 0.0]))
-    assert model.pixel_mean.flatten().tolist() == [127.0] * 3
+    item = field(64, 96)
+    (expected,) = predict(load_model(config()), item)
+    (output,) = predict(load_model(config(f"{NODE}EXTRACTOR.PIXEL_MEAN", [0.0, 0.0, 0.0])), item)
+    assert torch.equal(output["sem_seg"], expected["sem_seg"])
 
 
 def test_weights_that_are_missing():
@@ -153,15 +159,39 @@ def test_weights_that_are_missing():
         load_model(config(f"{NODE}EXTRACTOR.WEIGHTS", refiner))
 
 
-def test_what_is_trained_is_refused():
-    with pytest.raises(ValueError, match="'GatedEnsembler', which is trained.*RefinedEnsembler"):
-        Trainer.build_model(config(f"{NODE}ENSEMBLER.NAME", "GatedEnsembler"))
+def test_training_without_anything_to_train_is_refused():
     with pytest.raises(ValueError, match="nothing to train here.*--eval-only"):
         Trainer.build_optimizer(config(), Trainer.build_model(config()))
-    model = load_model(config()).train()
+
+
+def test_a_gate_beside_it_is_trained_alone():
+    """It has to come from MODEL.WEIGHTS then, and the frozen networks need not."""
+    gated = config(f"{NODE}ENSEMBLER.NAME", "GatedEnsembler")
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is '': name the checkpoint"):
+        load_model(gated)
+    model = Trainer.build_model(gated).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = Trainer.build_optimizer(gated, model)
     item = {**field(64, 96), "sem_seg": torch.zeros(64, 96, dtype=torch.int64)}
-    with pytest.raises(ValueError, match="PretrainedExtractor is not trained"):
-        model([item])
+    sum(model([item]).values()).backward()
+    optimizer.step()
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed and all(name.startswith("ensembler.") for name in changed)
+
+
+def test_logits_from_a_cache_do_without_the_bases_pass():
+    """Its feature maps are then made when they are asked for."""
+    model = load_model(config())
+    item = field(64, 96)
+    with torch.inference_mode():
+        (first,) = model([item])
+        (out,) = model.coarse([item])
+        view = View.of_input(item)
+        sites = model._select([out], [view])
+        coarse = model.coarse.at_sites([out], sites, [view])
+        copy = out.context.clone()  # a tensor that the base has not seen
+        refined = model.extractor(Selection(sites, [item["image"]], [copy], coarse, [view]))
+    assert torch.equal(refined.argmax(1).to(torch.uint8), first["refinement"].refined)
 
 
 def test_other_models_are_refused(make_cfg):
@@ -175,8 +205,9 @@ def test_other_models_are_refused(make_cfg):
 
 
 def test_another_number_of_classes(dense):
-    extractor = PretrainedExtractor(model=dense, num_classes=5)
+    extractor = PretrainedExtractor(model=dense, base=dense, num_classes=5)
     model = load_model(config())
+    model.coarse.base = dense
     model.extractor = extractor.eval()
     with pytest.raises(ValueError, match=r"3 classes .*NUM_CLASSES \(5\)"):
         predict(model, field(64, 96))

@@ -9,10 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from PIL import Image, ImageOps
 
 from sparse_refine import SparseRefine
+from sparse_refine.config import load_config
 from sparse_refine.data import SegmentationMapper, register_image_label_folder
 from sparse_refine.data.reading import read_labels
-from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation.comparison import IN_PROCESS
+from sparse_refine.inference.loading import load_model
 from sparse_refine.selector import EntropySelector
 from sparse_refine.sparse.minkowski_engine import minkowski_available
 

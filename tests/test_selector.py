@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine.coarse import View, nearest_index, pixels_under
+from sparse_refine.resampling import nearest_index, pixels_under
 from sparse_refine.selector import (
     SELECTOR_REGISTRY,
     BudgetSelector,
@@ -20,6 +20,7 @@ from sparse_refine.selector import (
     highest,
     margin,
 )
+from sparse_refine.sites import View
 
 # (low size, full size): integer and odd scales, the same size, and one axis only
 SIZES = [
@@ -91,16 +92,18 @@ def test_margin_by_hand():
 
 
 def test_nearest_index_by_hand():
-    assert nearest_index(5, 2).tolist() == [0, 0, 0, 1, 1]  # floor(i * 2 / 5)
-    assert nearest_index(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert nearest_index(5, 2).tolist() == [0, 0, 1, 1, 1]  # floor((i + 0.5) * 2 / 5)
+    assert nearest_index(7, 3).tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert nearest_index(4, 4).tolist() == [0, 1, 2, 3]
     assert nearest_index(3, 1).tolist() == [0, 0, 0]
 
 
 def test_mask_at_an_odd_scale_by_hand():
     mask = torch.tensor([[True, False, False], [False, False, True]])
-    # rows 0 0 0 1 1, columns 0 0 0 1 1 2 2
-    expected = [(y, x) for y in (0, 1, 2) for x in (0, 1, 2)] + [(3, 5), (3, 6), (4, 5), (4, 6)]
+    # rows 0 0 1 1 1, columns 0 0 1 1 1 2 2
+    expected = [(y, x) for y in (0, 1) for x in (0, 1)] + [
+        (y, x) for y in (2, 3, 4) for x in (5, 6)
+    ]
     sites = expand_mask(mask, whole(5, 7))
     assert sites.dtype == torch.int64 and sites.tolist() == [list(site) for site in expected]
 
@@ -108,7 +111,7 @@ def test_mask_at_an_odd_scale_by_hand():
 @pytest.mark.parametrize("low, full", SIZES)
 def test_mask_is_torch_nearest(low, full):
     mask = torch.rand(low) < 0.5
-    repeated = F.interpolate(mask[None, None].float(), size=full, mode="nearest")[0, 0]
+    repeated = F.interpolate(mask[None, None].float(), size=full, mode="nearest-exact")[0, 0]
     assert torch.equal(expand_mask(mask, whole(*full)), repeated.nonzero())
 
 
@@ -272,11 +275,11 @@ def test_a_budget_takes_what_is_not_a_number_first(full):
     logits = torch.randn(3, 2, 3)
     logits[:, 1, 1] = math.nan
     sites = as_set(BudgetSelector(count=4)(logits, whole(*full)))
-    low = {(y * 2 // full[0], x * 3 // full[1]) for y, x in sites}
+    low = {((2 * y + 1) * 2 // (2 * full[0]), (2 * x + 1) * 3 // (2 * full[1])) for y, x in sites}
     assert len(sites) == 4 and low == {(1, 1)}
 
 
-def test_budgets_by_margin_and_by_lot():
+def test_budgets_by_margin_and_at_random():
     # margins 0.2, 0.1, 0.6; the entropy of three classes orders the first two the other way round
     logits = torch.tensor([[[0.45, 0.53, 0.8]], [[0.25, 0.43, 0.2]], [[0.30, 0.04, 0.0]]]).log()
     assert BudgetSelector(count=1)(logits, whole(1, 3)).tolist() == [[0, 0]]

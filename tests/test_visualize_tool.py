@@ -17,11 +17,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from sparse_refine.checkpoint import save_weights
+from sparse_refine.config import load_config
 from sparse_refine.data import register_image_label_folder
 from sparse_refine.data.loader import build_test_loader
-from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation import SparseRefineEvaluator
+from sparse_refine.inference.loading import load_model
+from sparse_refine.storage.weights import save_weights
 
 PLOTS = ("class_gains", "entropy_against_error", "budgets")
 TOOLS = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "tools"
@@ -183,7 +184,7 @@ def test_pictures_tell_mended_from_spoiled(tool):
     pictures = tool("visual_report.pictures")
     import torch
 
-    from sparse_refine.refinement import Refinement
+    from sparse_refine.results import Refinement
 
     truth = np.array([[0, 1, 1, 3]], np.uint8).repeat(3, 0)  # the last column is ignored
     sites = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3]])

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the key tables of docs/configuration.md from the declarations in sparse_refine/config.py.
+"""Writes the key tables of docs/configuration.md from the declarations in the package.
 
     python tools/config_reference.py            # rewrites the page's part between its two marks
     python tools/config_reference.py --check    # exit status 1 where that would change it
 
-Nothing is imported from the package: keys, defaults and comments are read from its source. A key's
+Nothing is imported from the package: keys, defaults and comments are read from its source, from
+`add_sparse_refine_config` on through the functions that it calls (config_sources.py). A key's
 meaning is the comment beside it, or the one above it; a key without either belongs to the key
 right above where that one's comment names it.
 """
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import re
 import sys
-import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from config_sources import Function
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "projects" / "SparseRefine" / "sparse_refine" / "config.py"
@@ -50,49 +51,51 @@ class Section:
     keys: list[Key] = field(default_factory=list)
 
 
-def read_declarations(source: str) -> list[Section]:
-    """Sections in the order of the source.
+def read_declarations(path: Path = CONFIG) -> list[Section]:
+    """Sections in the order of the source, which begins at `FUNCTION` in the file `path`.
 
     Raises:
         ValueError: a statement that declares no key, or is below no banner, with its line.
     """
-    comments = _comments(source)
-    body = next(
-        node.body
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef) and node.name == FUNCTION
-    )
-    names: dict[str, str] = {"cfg": ""}  # Python's name of a node -> its dotted one
     sections: list[Section] = []
-    previous_end = body[0].end_lineno
-    for statement in body[1:]:
-        above = [comments[i] for i in range(previous_end + 1, statement.lineno) if i in comments]
-        previous_end = statement.end_lineno
+    _read(Function.of(path, FUNCTION), {"cfg": ""}, sections)
+    return sections
+
+
+def _read(function: Function, names: dict[str, str], sections: list[Section]) -> None:
+    """`names`: Python's name of a node -> its dotted one, "" the root's."""
+    for statement, above in function.statements():
         banners = [i for i, text in enumerate(above) if BANNER.fullmatch(text)]
         if banners:
             sections.append(Section(BANNER.fullmatch(above[banners[-1]])[1], 2))
             above = above[banners[-1] + 1 :]
-        if not isinstance(statement, ast.Assign) or not sections or len(banners) > 1:
+        calls = function.calls(statement)
+        for other, argument in calls:
+            _read(other, {other.parameter: _dotted(argument, names)}, sections)
+        if calls or isinstance(statement, ast.ImportFrom):
+            continue
+        if not isinstance(statement, ast.Assign) or len(banners) > 1:
+            raise ValueError(f"{function.place(statement)}: a key or a call is needed here")
+        value = statement.value
+        if isinstance(value, ast.Attribute):  # node = cfg.MODEL
+            names[statement.targets[0].id] = _dotted(value, names)
+            continue
+        name = next(_dotted(t, names) for t in statement.targets if isinstance(t, ast.Attribute))
+        names.update({t.id: name for t in statement.targets if isinstance(t, ast.Name)})
+        if not sections:
             raise ValueError(
-                f"{CONFIG.name}, line {statement.lineno}: a key, below one banner "
-                "(# ---- title ----), is needed here"
+                f"{function.place(statement)}: a banner above is needed (# ---- title ----)"
             )
         text = " ".join(above)
-        for target in statement.targets:
-            if isinstance(target, ast.Name):
-                names[target.id] = _dotted(statement.targets[0], names)
-        name = _dotted(statement.targets[0], names)
-        if _is_node(statement.value):
+        if _is_node(value):
             if text:
                 sections.append(Section(f"`{name}`", 3, text))
             continue
-        beside = comments.get(statement.end_lineno, "")
         keys = sections[-1].keys
-        meaning = " ".join(filter(None, [text, beside]))
+        meaning = " ".join(filter(None, [text, function.beside(statement)]))
         if not meaning and keys and re.search(rf"\b{name.rsplit('.')[-1]}\b", keys[-1].meaning):
             meaning = keys[-1].meaning
-        keys.append(Key(name, _default(statement.value), _kind(statement.value), meaning))
-    return sections
+        keys.append(Key(name, _default(value), _kind(value), meaning))
 
 
 def undocumented(sections: list[Section]) -> list[str]:
@@ -116,30 +119,20 @@ def render(sections: list[Section]) -> str:
     return "\n".join(lines)
 
 
-def updated(page: str, source: str) -> str:
-    """The page with its part between the marks written anew.
+def updated(page: str, path: Path = CONFIG) -> str:
+    """The text of the page with its part between the marks written anew.
 
     Raises:
         ValueError: the page lacks a mark, or keys have no comment; names them.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"{PAGE.name} needs one line {BEGIN} and one line {END}")
-    sections = read_declarations(source)
+    sections = read_declarations(path)
     silent = undocumented(sections)
     if silent:
-        raise ValueError(f"{CONFIG.name}: no comment says what {', '.join(silent)} means")
+        raise ValueError(f"no comment says what {', '.join(silent)} means: write one")
     head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n\n{render(sections)}\n{END}{rest.split(END)[1]}"
-
-
-def _comments(source: str) -> dict[int, str]:
-    """Line -> its comment, without the mark."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: token.string.lstrip("#").strip()
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
 
 
 def _dotted(target: ast.expr, names: dict[str, str]) -> str:
@@ -176,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     page = PAGE.read_text()
     try:
-        text = updated(page, CONFIG.read_text())
+        text = updated(page)
     except ValueError as error:
         sys.exit(str(error))
     if args.check:

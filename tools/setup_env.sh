@@ -13,6 +13,9 @@
 # Every version comes from requirements/. A finished step leaves a stamp with the digest of what it
 # was made from: a second run costs nothing, and a changed pin does the step again. A killed run
 # leaves no stamp: the next one clears away what is half-installed and does the step again.
+#
+# By pip: it is there before anything is installed, and the user's index, certificate and proxy are
+# in its configuration. uv reads none of that, and takes what a killed run left for installed.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import re
 from pathlib import Path
@@ -13,9 +12,10 @@ import torch
 from detectron2.modeling import build_model
 from safetensors.torch import load_file
 
-from sparse_refine.checkpoint import save_weights
+from sparse_refine.commands.convert import main
+from sparse_refine.config import load_config
 from sparse_refine.conversion import FORMATS
-from sparse_refine.engine import load_config
+from sparse_refine.storage.weights import save_weights
 
 PROJECT = Path(__file__).parents[2] / "projects" / "SparseRefine"
 
@@ -42,11 +42,7 @@ INPUT: {FORMAT: "RGB"}
 
 @pytest.fixture(scope="module")
 def convert():
-    path = PROJECT / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *arguments: module.main([str(argument) for argument in arguments])
+    return lambda *arguments: main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

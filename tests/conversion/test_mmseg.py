@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sparse_refine import ModuleSegmentor
-from sparse_refine.build import build_base, load_base_weights
-from sparse_refine.checkpoint import save_weights
+from sparse_refine.base import build_base, load_base_weights
+from sparse_refine.config import load_config
 from sparse_refine.conversion import FORMATS, compare, convert
-from sparse_refine.engine import load_config
-from sparse_refine.importing import import_projects
+from sparse_refine.modeling.importing import import_projects
+from sparse_refine.storage.weights import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

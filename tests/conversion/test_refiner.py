@@ -15,7 +15,8 @@ from torch import nn
 from sparse_refine.conversion import FORMATS, compare, convert
 from sparse_refine.conversion.refiner import PIXEL_MEAN, PIXEL_STD, refiner_rules
 from sparse_refine.ensembler import GatedEnsembler
-from sparse_refine.extractor import SparseUNetExtractor
+from sparse_refine.extractors import Selection, SparseUNetExtractor
+from sparse_refine.sites import Sites, View
 
 CLASSES, CHANNELS, SIZE = 5, (4, 6, 8), (14, 18)
 
@@ -143,6 +144,8 @@ def ours(channels=CHANNELS, backend="torch"):
         {
             "extractor": SparseUNetExtractor(
                 num_classes=CLASSES,
+                pixel_mean=PIXEL_MEAN,
+                pixel_std=PIXEL_STD,
                 channels=channels,
                 blocks=2,
                 downsample="reach",
@@ -168,14 +171,11 @@ def test_the_converted_refiner_gives_the_releases_numbers(size, prefix):
     swapped = (image.flip(0) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     expected = release.refine(swapped[None])
 
-    pixels = image.flatten(1).t()
-    pixels = (pixels - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
-    sites = torch.ones(size, dtype=torch.bool).nonzero()
-    sites = torch.cat([sites.new_zeros(len(sites), 1), sites], dim=1)
+    sites = Sites.of_masks([torch.ones(size, dtype=torch.bool)])
     coarse = torch.randn(len(sites), CLASSES)
-    position = torch.zeros(len(sites), 2)
+    selection = Selection(sites, [image], [image], coarse, [View(0, 0, *size, size)])
     with torch.no_grad():
-        refined = model["extractor"](pixels, coarse, position, sites, [size])
+        refined = model["extractor"](selection)
         fused = model["ensembler"](coarse, refined)
     assert expected.std() > 0.1
     torch.testing.assert_close(refined, expected, rtol=1e-4, atol=1e-4)

@@ -229,7 +229,7 @@ def test_labels_that_count_from_one(folder):
         folder.put(f"{index}.png", None, photograph(index)[1] + 1)
     findings = folder.check().findings
     assert [f.kind for f in findings] == ["out of range"] * 2 + ["labels count from one"]
-    assert "LABELS_FROM_ONE" in findings[-1].message
+    assert "REDUCE_ZERO_LABEL" in findings[-1].message
 
 
 def test_masks_whose_foreground_is_ignored(folder):
@@ -324,7 +324,7 @@ def test_a_registered_folder_names_all_that_is_missing(folder, registered):
 def test_a_registered_split_is_read_as_training_reads_it(folder, registered, tmp_path):
     split = tmp_path / "split.txt"
     split.write_text("1.png\n")
-    name = registered(split_file=split, labels_from_one=True)
+    name = registered(split_file=split, reduce_zero_label=True)
     listing = list_registered(name)
     files = [(d["file_name"], d["sem_seg_file_name"]) for d in DatasetCatalog.get(name)]
     assert listing.pairs == files and len(files) == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_refine.coarse import low_size
 from sparse_refine.data import SegmentationMapper
+from sparse_refine.resampling import low_size
 
 HEIGHT, WIDTH = 120, 200
 

@@ -31,7 +31,10 @@ def test_nothing_is_read_at_registration(tmp_path, make, register):
         ({"class_names": ["a", "b", "a"]}, "class_names has a more than once"),
         ({"ignore_label": 2}, "ignore_label 2 is the id of class 'crop'.*outside 0..2"),
         ({"colors": [(0, 0, 0)]}, "1 colors for 3 classes"),
-        ({"labels_from_one": True, "ignore_label": 0}, "labels .* need ignore_label 255.* 0 and 3"),
+        (
+            {"reduce_zero_label": True, "ignore_label": 0},
+            "labels .* need ignore_label 255.* 0 and 3",
+        ),
     ],
 )
 def test_bad_arguments(tmp_path, options, message, make, register):

@@ -30,9 +30,9 @@ def web(tmp_path_factory, make_cfg):
     pytest.importorskip("gradio", reason="gradio is not installed: requirements/web.txt")
     import uvicorn
 
-    from sparse_refine.checkpoint import save_weights
-    from sparse_refine.engine import Trainer
-    from sparse_refine.predictor import SparseRefinePredictor
+    from sparse_refine.inference.predictor import SparseRefinePredictor
+    from sparse_refine.storage.weights import save_weights
+    from sparse_refine.training.trainer import Trainer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("web")

@@ -15,10 +15,10 @@ from detectron2.engine import default_argument_parser
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.coarse import downsample, low_size
 from sparse_refine.data import read_image
-from sparse_refine.engine import Trainer
+from sparse_refine.resampling import downsample, low_size
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "projects" / "SparseRefine" / "train_net.py"
 SCALE = 0.5

@@ -18,7 +18,7 @@ from detectron2.evaluation import cityscapes_evaluation
 from PIL import Image
 
 from sparse_refine.data import check_labels, read_image, read_labels
-from sparse_refine.engine import check_datasets
+from sparse_refine.evaluation.checks import check_datasets
 from sparse_refine.evaluation.cityscapes import _in1d
 
 HEIGHT, WIDTH = 24, 32

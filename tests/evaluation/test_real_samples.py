@@ -45,7 +45,7 @@ def samples(datasets_root, by_hand, tmp_path):
             folder / "images" / name,
             folder / "annotations" / name,
             MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes,
-            labels_from_one=True,
+            reduce_zero_label=True,
         )
     if not all((datasets_root / name).is_dir() for name in ("coco_sample", "ade20k_sample")):
         pytest.skip(f"real data: no coco_sample/ and ade20k_sample/ in {datasets_root}")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_refine.coarse import View
 from sparse_refine.evaluation.metrics import confusion_matrix
 from sparse_refine.evaluation.uncertainty import (
     EntropyErrors,
@@ -20,6 +19,7 @@ from sparse_refine.evaluation.uncertainty import (
     selection_levels,
 )
 from sparse_refine.selector import BudgetSelector, entropy
+from sparse_refine.sites import View
 
 CLASSES = 3
 FRACTIONS = (0.1, 0.25, 1.0)

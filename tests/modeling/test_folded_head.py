@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sparse_refine import HuggingFaceSegmentor
-from sparse_refine.engine import Trainer
 from sparse_refine.evaluation.counting import multiply_adds
 from sparse_refine.modeling import folded_head
 from sparse_refine.modeling.folded_head import fold_head, unfold_head
+from sparse_refine.training.trainer import Trainer
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,10 +11,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from sparse_refine import SparseRefine
-from sparse_refine.build import build_base
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.coarse import downsample
-from sparse_refine.engine import Trainer, load_config
+from sparse_refine.base import build_base
+from sparse_refine.config import load_config
+from sparse_refine.resampling import downsample
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "SparseRefine" / "configs"
 CONFIG = CONFIGS / "cityscapes" / "mask2former_t.yaml"
@@ -39,7 +40,7 @@ def tiny():
     """make(*options) -> config of a small Mask2Former under SparseRefine."""
     pytest.importorskip("scipy", reason="Mask2Former's matcher needs scipy")
     try:
-        from sparse_refine.importing import import_projects
+        from sparse_refine.modeling.importing import import_projects
 
         import_projects(None, ["mask2former"])
     except ImportError:

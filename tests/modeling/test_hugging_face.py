@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from sparse_refine import HuggingFaceSegmentor, SparseRefine
-from sparse_refine.build import build_base
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.engine import Trainer, load_model
+from sparse_refine.base import build_base
+from sparse_refine.inference.loading import load_model
 from sparse_refine.modeling.hugging_face import query_scores
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_refine import ModuleSegmentor
-from sparse_refine.build import build_base
+from sparse_refine.base import build_base
 
 
 class Echo(nn.Module):

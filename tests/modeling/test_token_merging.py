@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from sparse_refine import HuggingFaceSegmentor, SparseRefine
-from sparse_refine.engine import Trainer
 from sparse_refine.evaluation.counting import multiply_adds
 from sparse_refine.modeling import MixTransformer
 from sparse_refine.modeling.token_merging import (
@@ -23,6 +22,7 @@ from sparse_refine.modeling.token_merging import (
 )
 from sparse_refine.modeling.token_merging.applying import attention_stages
 from sparse_refine.modeling.token_merging.matching import find_groups
+from sparse_refine.training.trainer import Trainer
 
 transformers = pytest.importorskip("transformers")
 

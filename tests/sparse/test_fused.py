@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparse_refine.sparse import fused
+from sparse_refine.sparse.precision import tf32_allowed
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's builds for Linux alone")
 
@@ -73,4 +74,4 @@ def test_a_warning_where_triton_does_not_work(gpu_of, monkeypatch, caplog):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_tf32_as_convolutions_have_it(allowed):
     with torch.backends.cudnn.flags(allow_tf32=allowed):
-        assert fused.tf32_allowed() == allowed
+        assert tf32_allowed() == allowed

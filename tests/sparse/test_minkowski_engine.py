@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine.extractor import SparseUNetExtractor
+from sparse_refine.extractors import Selection, SparseUNetExtractor
+from sparse_refine.sites import Sites, View
 from sparse_refine.sparse import PRESETS, Pyramid, SparseUNet, TorchGrid, build_grid
 from sparse_refine.sparse.minkowski_engine import MinkowskiGrid, minkowski_available
 
@@ -43,7 +44,7 @@ def pyramid_of(case: str, mode: str, levels: int) -> Pyramid:
         else:
             yx = (torch.rand(size, generator=generator) < share).nonzero()
         parts.append(F.pad(yx, (1, 0), value=image))
-    return Pyramid(torch.cat(parts), sizes, levels, mode)
+    return Pyramid(Sites(torch.cat(parts), sizes), levels, mode)
 
 
 def run_operation(grid, operation: str, features, weight, level: int):
@@ -135,7 +136,7 @@ def test_unet_equals(mode, dtype, training, case):
 @needs_minkowski
 def test_no_site_at_a_deep_level_alone():
     # "reach" on 7 x 7: 3 x 3 sites, then 1, then none
-    pyramid = Pyramid(F.pad(torch.ones(7, 7).nonzero(), (1, 0)), [(7, 7)], 4, "reach")
+    pyramid = Pyramid(Sites(F.pad(torch.ones(7, 7).nonzero(), (1, 0)), [(7, 7)]), 4, "reach")
     assert [level.count for level in pyramid.levels] == [49, 9, 1, 0]
     unet = SparseUNet(3, *PRESETS["small"]).train()
     features = torch.randn(49, 3)
@@ -172,9 +173,12 @@ def test_a_checkpoint_loads_on_either_engine(mode):
     theirs = SparseUNetExtractor(backend="minkowski", **options)
     assert not torch.equal(ours.classifier.weight, theirs.classifier.weight)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    inputs = torch.randn(len(sites), 3), torch.randn(len(sites), 4), torch.zeros(len(sites), 2)
+    images = [torch.randn(3, *size) for size in sizes]
+    views = [View(0, 0, *size, size) for size in sizes]
+    coarse = torch.randn(len(sites), 4)
+    selection = Selection(Sites(sites, sizes), images, images, coarse, views)
     for training in (True, False):  # in training the statistics move together too
-        outputs = [model.train(training)(*inputs, sites, sizes) for model in (ours, theirs)]
+        outputs = [model.train(training)(selection) for model in (ours, theirs)]
         torch.testing.assert_close(*outputs, **CLOSE)
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(value, ours.state_dict()[name], **CLOSE, msg=name)
@@ -198,17 +202,10 @@ def test_rows_are_put_back_by_the_engines_own_maps():
 
 
 @needs_minkowski
-def test_a_site_given_twice_is_refused():
-    sites = torch.tensor([[0, 1, 1], [0, 2, 2], [0, 2, 2]])
-    with pytest.raises(ValueError, match="3 sites, of which 2 differ"):
-        MinkowskiGrid(Pyramid(sites, [(4, 4)], 1))
-
-
-@needs_minkowski
 def test_import_leaves_collections_as_it_was():
     assert hasattr(collections, "Sequence") == HAD_SEQUENCE
     sites = torch.tensor([[0, 1, 1]])
-    assert isinstance(build_grid("minkowski", sites, [(4, 4)], 2), MinkowskiGrid)
+    assert isinstance(build_grid("minkowski", Sites(sites, [(4, 4)]), 2), MinkowskiGrid)
 
 
 def test_the_error_without_the_package(monkeypatch):
@@ -216,8 +213,8 @@ def test_the_error_without_the_package(monkeypatch):
     assert not minkowski_available()
     sites = torch.tensor([[0, 1, 1]])
     with pytest.raises(ImportError, match="make env.*EXTRACTOR.BACKEND torch"):
-        build_grid("minkowski", sites, [(4, 4)], 2)
-    assert isinstance(build_grid("auto", sites, [(4, 4)], 2), TorchGrid)
+        build_grid("minkowski", Sites(sites, [(4, 4)]), 2)
+    assert isinstance(build_grid("auto", Sites(sites, [(4, 4)]), 2), TorchGrid)
 
 
 def test_one_compiled_for_the_cpu_does_not_serve_a_gpu(monkeypatch):

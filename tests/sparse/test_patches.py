@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Patches
 
 
@@ -32,14 +33,14 @@ def test_against_dense(side, share):
     torch.manual_seed(side)
     images = [torch.randn(3, 9, 7), torch.randn(3, 4, 12), torch.randn(3, 1, 1)]
     masks = [torch.rand(image.shape[1:]) < share for image in images]
-    patches = Patches(sites_of(*masks), [tuple(m.shape) for m in masks], side)
+    patches = Patches(Sites(sites_of(*masks), [tuple(m.shape) for m in masks]), side)
     expected_sites, expected = [], []
     for i, (image, mask) in enumerate(zip(images, masks)):
         occupied = cut(mask[None].float(), side).any(-1)
         expected_sites.append(torch.nn.functional.pad(occupied.nonzero(), (1, 0), value=i))
         expected.append(cut(image * mask, side)[occupied])
-    assert torch.equal(patches.sites, torch.cat(expected_sites))
-    assert patches.sizes == [(-(-m.shape[0] // side), -(-m.shape[1] // side)) for m in masks]
+    assert torch.equal(patches.sites.coordinates, torch.cat(expected_sites))
+    assert patches.sites.sizes == [(-(-m.shape[0] // side), -(-m.shape[1] // side)) for m in masks]
     features = torch.cat([image[:, mask].t() for image, mask in zip(images, masks)])
     gathered = patches.gather(features)
     assert torch.equal(gathered, torch.cat(expected))
@@ -48,6 +49,6 @@ def test_against_dense(side, share):
 
 def test_gradients():
     mask = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) < 0.6
-    patches = Patches(sites_of(mask), [(5, 6)], 2)
+    patches = Patches(Sites(sites_of(mask), [(5, 6)]), 2)
     features = torch.randn(int(mask.sum()), 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: patches.scatter(patches.gather(x) ** 2), features)

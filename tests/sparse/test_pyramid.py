@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, TorchGrid, build_grid
 
 MODES = ("floor", "reach")
@@ -55,7 +56,7 @@ BATCHES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_levels_follow_the_definition(mode, batch, share):
     sizes = BATCHES[batch]
-    pyramid = Pyramid(random_sites(sizes, share), sizes, 5, mode)
+    pyramid = Pyramid(Sites(random_sites(sizes, share), sizes), 5, mode)
     for fine, coarse in zip(pyramid.levels, pyramid.levels[1:]):
         # sorted: rows are in raster order, image by image, and unique
         assert tuples(coarse.sites) == sorted(coarser(set(tuples(fine.sites)), mode))
@@ -68,16 +69,16 @@ def test_levels_follow_the_definition(mode, batch, share):
 
 def test_by_hand():
     sites = torch.tensor([[0, 0, 0], [0, 3, 4], [0, 4, 6]])
-    floor = Pyramid(sites, [(5, 7)], 2, "floor").levels[1].sites
+    floor = Pyramid(Sites(sites, [(5, 7)]), 2, "floor").levels[1].sites
     assert tuples(floor) == [(0, 0, 0), (0, 1, 2), (0, 2, 3)]
     # largest y 4 and x 6: o up to (1, 2). (0,0) is seen from (0,0) alone, (3,4) from (1,1) and
     # (1,2), (4,6) from (1,2) alone
-    reach = Pyramid(sites, [(5, 7)], 2, "reach").levels[1].sites
+    reach = Pyramid(Sites(sites, [(5, 7)]), 2, "reach").levels[1].sites
     assert tuples(reach) == [(0, 0, 0), (0, 1, 1), (0, 1, 2)]
 
 
 def test_reach_drops_an_image_too_small_for_its_window():
-    pyramid = Pyramid(torch.tensor([[0, 1, 1], [1, 2, 2]]), [(2, 2), (3, 3)], 3, "reach")
+    pyramid = Pyramid(Sites(torch.tensor([[0, 1, 1], [1, 2, 2]]), [(2, 2), (3, 3)]), 3, "reach")
     assert [tuples(level.sites) for level in pyramid.levels[1:]] == [[(1, 0, 0)], []]
 
 
@@ -85,10 +86,10 @@ def test_reach_drops_an_image_too_small_for_its_window():
 def test_an_image_does_not_depend_on_its_batch(mode):
     sizes = [(12, 40), (31, 9), (1, 1), (20, 20)]
     sites = random_sites(sizes, 0.2)
-    together = Pyramid(sites, sizes, 4, mode)
+    together = Pyramid(Sites(sites, sizes), 4, mode)
     for image, size in enumerate(sizes):
         own = sites[sites[:, 0] == image][:, 1:]
-        alone = Pyramid(torch.nn.functional.pad(own, (1, 0)), [size], 4, mode)
+        alone = Pyramid(Sites(torch.nn.functional.pad(own, (1, 0)), [size]), 4, mode)
         for all_images, level in zip(together.levels, alone.levels):
             rows = all_images.sites[all_images.sites[:, 0] == image]
             assert torch.equal(rows[:, 1:], level.sites[:, 1:])
@@ -97,7 +98,7 @@ def test_an_image_does_not_depend_on_its_batch(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_index_finds_each_row_and_nothing_else(mode):
     sizes = [(9, 14), (6, 5)]
-    for level in Pyramid(random_sites(sizes, 0.3), sizes, 3, mode).levels:
+    for level in Pyramid(Sites(random_sites(sizes, 0.3), sizes), 3, mode).levels:
         assert torch.equal(level.flat, level.flat.unique())
         assert torch.equal(level.index[level.flat], torch.arange(level.count, dtype=torch.int32))
         assert (level.index == level.count).sum() == level.canvas - level.count
@@ -107,7 +108,7 @@ def test_index_finds_each_row_and_nothing_else(mode):
 @pytest.mark.parametrize("sizes", [[(8, 8)], [(3, 5), (1, 1)], []])
 @pytest.mark.parametrize("mode", MODES)
 def test_no_sites(mode, sizes):
-    pyramid = Pyramid(torch.zeros(0, 3, dtype=torch.int64), sizes, 4, mode)
+    pyramid = Pyramid(Sites(torch.zeros(0, 3, dtype=torch.int64), sizes), 4, mode)
     assert [level.count for level in pyramid.levels] == [0, 0, 0, 0]
     assert all(level.sites.shape == (0, 3) for level in pyramid.levels)
     features = TorchGrid(pyramid).submanifold(torch.zeros(0, 2), torch.ones(9, 2, 5), 3)
@@ -116,17 +117,13 @@ def test_no_sites(mode, sizes):
 
 def test_one_level_is_the_sites_themselves():
     sites = random_sites([(4, 4)], 0.5)
-    levels = Pyramid(sites, [(4, 4)], 1).levels
+    levels = Pyramid(Sites(sites, [(4, 4)]), 1).levels
     assert len(levels) == 1 and torch.equal(levels[0].sites, sites)
 
 
 def test_bad_arguments():
     sites = random_sites([(4, 4)], 0.5)
     with pytest.raises(ValueError, match="DOWNSAMPLE_SITES is 'ceil'.*floor.*reach"):
-        Pyramid(sites, [(4, 4)], 2, "ceil")
-    with pytest.raises(ValueError, match=r"\(image, y, x\)"):
-        Pyramid(sites[:, 1:], [(4, 4)], 2)
-    with pytest.raises(ValueError, match=r"\(image, y, x\)"):
-        Pyramid(sites[0], [(4, 4)], 2)
+        Pyramid(Sites(sites, [(4, 4)]), 2, "ceil")
     with pytest.raises(ValueError, match="BACKEND is 'spconv'.*auto.*torch.*minkowski"):
-        build_grid("spconv", sites, [(4, 4)], 2)
+        build_grid("spconv", Sites(sites, [(4, 4)]), 2)

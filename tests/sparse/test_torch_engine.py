@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, TorchGrid, functional, products, torch_engine
 
 MODES = ("floor", "reach")
@@ -51,7 +52,7 @@ def grid_of(case: str, mode: str, levels: int = 2) -> TorchGrid:
         else:
             yx = (torch.rand(size, generator=generator) < share).nonzero()
         parts.append(F.pad(yx, (1, 0), value=image))
-    return TorchGrid(Pyramid(torch.cat(parts), sizes, levels, mode))
+    return TorchGrid(Pyramid(Sites(torch.cat(parts), sizes), levels, mode))
 
 
 def dense_operation(operation, features, weight, pyramid):
@@ -179,7 +180,7 @@ def test_a_batch_equals_its_images_one_by_one(mode):
     for image, size in enumerate(grid.pyramid.levels[0].sizes):
         rows = sites[:, 0] == image
         own = F.pad(sites[rows][:, 1:], (1, 0))
-        alone = through(TorchGrid(Pyramid(own, [size], 3, mode)), features[rows])
+        alone = through(TorchGrid(Pyramid(Sites(own, [size]), 3, mode)), features[rows])
         torch.testing.assert_close(together[rows], alone, rtol=0, atol=1e-12)
 
 
@@ -234,7 +235,7 @@ def test_weight_gradient_of_bfloat16_is_summed_in_float32(monkeypatch):
     smallest_chunks(monkeypatch)
     side = 200
     sites = F.pad(torch.ones(side, side).nonzero(), (1, 0))
-    grid = TorchGrid(Pyramid(sites, [(side, side)], 1))
+    grid = TorchGrid(Pyramid(Sites(sites, [(side, side)]), 1))
     features = torch.ones(side * side, 1, dtype=torch.bfloat16)
     weight = torch.zeros(9, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     grid.submanifold(features, weight, 0).sum().backward()
@@ -266,6 +267,6 @@ def test_features_of_another_type_follow_the_weight():
 def test_only_whole_images_go_without_a_map(sizes, count, whole):
     yx = [F.pad(torch.ones(size).nonzero(), (1, 0), value=i) for i, size in enumerate(sizes)]
     sites = torch.cat([torch.zeros(0, 3, dtype=torch.int64), *yx])[:count]
-    level = Pyramid(sites, sizes, 1).levels[0]
+    level = Pyramid(Sites(sites, sizes), 1).levels[0]
     assert level.whole == whole
     assert (products.best_form(level, torch.zeros(9, 4, 4)) == "images") == whole

@@ -15,6 +15,7 @@ import sys
 import pytest
 import torch
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, SparseUNet, TorchGrid, kernel_map, torch_engine
 from sparse_refine.sparse import functional as engine
 from sparse_refine.sparse import layers as layers_module
@@ -72,7 +73,7 @@ def pyramid_of(case: str, mode: str = "floor", levels: int = 2) -> Pyramid:
     for image, size in enumerate(sizes):
         y, x = (torch.rand(size, generator=generator) < share).nonzero().unbind(1)
         parts.append(torch.stack([torch.full_like(y, image), y, x], dim=1))
-    return Pyramid(torch.cat(parts).to(DEVICE), sizes, levels, mode)
+    return Pyramid(Sites(torch.cat(parts).to(DEVICE), sizes), levels, mode)
 
 
 def numbers(*shape, seed=0):

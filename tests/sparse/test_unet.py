@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import PRESETS, Pyramid, SparseUNet, TorchGrid
 from sparse_refine.sparse.layers import NormReLU, ResidualBlock, SiteNorm, SparseConv2d
 
@@ -108,7 +109,7 @@ def _kernel(conv: SparseConv2d) -> torch.Tensor:
 def test_equals_a_dense_unet(mode, share, channels, blocks):
     size = (37, 50)
     sites = sites_of([size], share)
-    pyramid = Pyramid(sites, [size], len(channels), mode)
+    pyramid = Pyramid(Sites(sites, [size]), len(channels), mode)
     unet = randomised(SparseUNet(5, channels, blocks)).double().eval()
     features = torch.randn(len(sites), 5, dtype=torch.float64, requires_grad=True)
     output = unet(features, TorchGrid(pyramid))
@@ -138,11 +139,11 @@ def test_a_batch_equals_its_images_one_by_one(mode):
     sites = sites_of(sizes, 0.4)
     unet = randomised(SparseUNet(3, (4, 6, 8), 1)).double().eval()
     features = torch.randn(len(sites), 3, dtype=torch.float64)
-    together = unet(features, TorchGrid(Pyramid(sites, sizes, 3, mode)))
+    together = unet(features, TorchGrid(Pyramid(Sites(sites, sizes), 3, mode)))
     for image, size in enumerate(sizes):
         rows = sites[:, 0] == image
         own = F.pad(sites[rows][:, 1:], (1, 0))
-        alone = unet(features[rows], TorchGrid(Pyramid(own, [size], 3, mode)))
+        alone = unet(features[rows], TorchGrid(Pyramid(Sites(own, [size]), 3, mode)))
         torch.testing.assert_close(together[rows], alone, rtol=0, atol=1e-12)
 
 
@@ -165,7 +166,7 @@ def test_training_on_no_site_or_one(count, mode, norm):
     before = {name: value.clone() for name, value in unet.named_buffers()}
     sites = torch.tensor([[0, 2, 2]])[:count]
     features = torch.randn(count, 3, requires_grad=True)
-    output = unet(features, TorchGrid(Pyramid(sites, [(5, 5)], 3, mode)))
+    output = unet(features, TorchGrid(Pyramid(Sites(sites, [(5, 5)]), 3, mode)))
     assert output.shape == (count, 4)
     output.sum().backward()
     # every parameter takes part, or processes that have sites would wait for this one
@@ -190,7 +191,7 @@ def test_two_sites_train_the_statistics():
 def test_sync_norm_in_one_process_is_the_ordinary_one(training):
     sizes = [(15, 16), (9, 9)]
     sites = sites_of(sizes, 0.5)
-    grid = TorchGrid(Pyramid(sites, sizes, 3))
+    grid = TorchGrid(Pyramid(Sites(sites, sizes), 3))
     ordinary = randomised(SparseUNet(3, (4, 6, 8), 1, "BN")).train(training)
     synchronised = SparseUNet(3, (4, 6, 8), 1, "SyncBN").train(training)
     synchronised.load_state_dict(ordinary.state_dict())
@@ -205,7 +206,7 @@ def test_sync_norm_in_one_process_is_the_ordinary_one(training):
 def test_training_learns():
     sizes = [(24, 24)]
     sites = sites_of(sizes, 0.4)
-    grid = TorchGrid(Pyramid(sites, sizes, 3))
+    grid = TorchGrid(Pyramid(Sites(sites, sizes), 3))
     unet = SparseUNet(3, (8, 12, 16), 1).train()
     features = torch.randn(len(sites), 3)
     target = torch.randint(8, (len(sites),))
@@ -223,7 +224,7 @@ def test_training_learns():
 def test_autocast_is_near_float32():
     sizes = [(40, 30)]
     sites = sites_of(sizes, 0.3)
-    grid = TorchGrid(Pyramid(sites, sizes, 4))
+    grid = TorchGrid(Pyramid(Sites(sites, sizes), 4))
     unet = randomised(SparseUNet(3, *PRESETS["small"])).eval()
     features = torch.randn(len(sites), 3)
     with torch.no_grad():
@@ -236,7 +237,7 @@ def test_autocast_is_near_float32():
 def test_inference_sees_changed_weights_and_statistics():
     """What inference folds is never older than the model."""
     sites = sites_of([(20, 20)], 0.4)
-    grid = TorchGrid(Pyramid(sites, [(20, 20)], 2))
+    grid = TorchGrid(Pyramid(Sites(sites, [(20, 20)]), 2))
     unet = randomised(SparseUNet(3, (4, 6), 1)).eval()
     features = torch.randn(len(sites), 3)
     with torch.no_grad():
@@ -256,7 +257,7 @@ def test_inference_sees_changed_weights_and_statistics():
 def test_parts_stand_for_their_concatenation(training):
     parts = torch.randn(50, 6).split([2, 4], dim=1)
     sites = sites_of([(10, 10)], 1)[:50]
-    grid = TorchGrid(Pyramid(sites, [(10, 10)], 1))
+    grid = TorchGrid(Pyramid(Sites(sites, [(10, 10)]), 1))
     block = randomised(ResidualBlock(6, 5)).train(training)
     with torch.set_grad_enabled(training):
         torch.testing.assert_close(block(parts, grid, 0), block(torch.cat(parts, 1), grid, 0))

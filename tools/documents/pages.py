@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Markdown pages and what is checked in them: code blocks, links, headings, paths, messages.
+"""The Markdown pages, read by markdown-it-py: code blocks, links, code spans, headings, tables.
 
 A comment in front of a code block, which readers do not see, says how the block is checked:
 
@@ -17,20 +17,23 @@ A comment in front of a code block, which readers do not see, says how the block
 from __future__ import annotations
 
 import re
-import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECTIVES = ("file", "never", "before", "replace", "append")
-LANGUAGES = ("sh", "python", "yaml")  # what is checked; the others are pictures in letters
+LANGUAGES = ("sh", "python", "yaml")  # what is checked
 
-_FENCE = re.compile(r"^([ >]*)(`{3,})\s*([\w+-]*)\s*$")
+# As GitHub shows a page: CommonMark, tables, and headings that can be linked to.
+_MARKDOWN = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
 _DIRECTIVE = re.compile(r"<!--\s*check\s(.*?)-->", re.DOTALL)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
-_CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-_HEADING = re.compile(r"^(#{1,6}) +(.+?) *$")
+_HTML_LINK = re.compile(r"""\b(?:src|href)=["']([^"']+)""")
 
 
 @dataclass(frozen=True)
@@ -85,119 +88,102 @@ class Block:
 
 
 class Page:
-    """A page of the repository, `name` relative to its root."""
+    """A page of the repository, `name` relative to its root.
+
+    Raises:
+        ValueError: a code block that nothing ends, or a comment that says how to check and is
+            misspelt or in front of no code block.
+    """
 
     def __init__(self, path: Path, root: Path = ROOT):
         self.path = path
         self.name = path.relative_to(root).as_posix()
-        self.text = path.read_text(encoding="utf-8")
-        self.blocks: list[Block] = []
-        self._prose: list[str] = []  # lines outside of code blocks, "" for those inside
-        self._read()
+        self._tokens = _MARKDOWN.parse(path.read_text(encoding="utf-8"))
+        self.blocks = list(self._read_blocks())
 
     def links(self) -> list[tuple[int, str]]:
         """(line, target) of every link and picture."""
-        return [
-            (number, match[1])
-            for number, line in enumerate(self._prose, 1)
-            for match in _LINK.finditer(line)
-        ]
+        found = []
+        for line, token in self._running_text():
+            if token.type in ("html_block", "html_inline"):
+                found += [(line, target) for target in _HTML_LINK.findall(token.content)]
+            elif token.type in ("link_open", "image"):
+                target = token.attrGet("href") or token.attrGet("src") or ""
+                found.append((line, unquote(str(target))))
+        return found
 
     def code_spans(self) -> list[tuple[int, str]]:
         """(line, text) of every piece of code in running text."""
-        return [
-            (number, match[2].strip())
-            for number, line in enumerate(self._prose, 1)
-            for match in _CODE.finditer(line)
-        ]
+        return [(n, t.content.strip()) for n, t in self._running_text() if t.type == "code_inline"]
 
     def anchors(self) -> set[str]:
         """What a link's #part may be: the headings as GitHub names them."""
-        found: dict[str, int] = {}
-        anchors = set()
-        for line in self._prose:
-            match = _HEADING.match(line)
-            if match is None:
+        return {str(token.attrGet("id")) for token in self._tokens if token.type == "heading_open"}
+
+    def first_cells(self, header: str) -> list[tuple[int, list[Token]]]:
+        """(line, parts) of the first cells of the rows of tables whose first column has that
+        header, in whatever case."""
+        found, wanted = [], False
+        for before, opening, cell in zip(self._tokens, self._tokens[1:], self._tokens[2:]):
+            if before.type != "tr_open":
                 continue
-            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", match[2])
-            slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
-            again = found.get(slug, 0)
-            found[slug] = again + 1
-            anchors.add(f"{slug}-{again}" if again else slug)
-        return anchors
+            if opening.type == "th_open":
+                wanted = cell.content.lower() == header.lower()
+            elif wanted:
+                found.append((cell.map[0] + 1, cell.children))
+        return found
 
-    def section(self, title: str) -> list[tuple[int, str]]:
-        """(line number, line) of what stands below a heading, up to the next of its depth."""
-        depth, lines = 0, []
-        for number, line in enumerate(self._prose, 1):
-            match = _HEADING.match(line)
-            if depth and match is not None and len(match[1]) <= depth:
-                break
-            if depth:
-                lines.append((number, line))
-            elif match is not None and match[2] == title:
-                depth = len(match[1])
-        return lines
+    def _running_text(self) -> Iterator[tuple[int, Token]]:
+        """(line, part) of all that is no code block. A part's line is the one it begins on, or
+        earlier where code before it in the same paragraph is broken over two lines."""
+        for token in self._tokens:
+            if token.type == "html_block":
+                yield token.map[0] + 1, token
+            elif token.type == "inline":
+                line = token.map[0] + 1
+                for part in token.children:
+                    yield line, part
+                    line += part.type in ("softbreak", "hardbreak")
 
-    def _read(self) -> None:
-        lines = self.text.splitlines()
-        fence = None  # (indentation, marks, language, first line of code)
-        directives: tuple[tuple[str, str], ...] = ()
-        starts = {
-            self.text[: match.end()].count("\n") + 1: self._directives(match)
-            for match in _DIRECTIVE.finditer(self.text)
-        }
-        hidden = self._lines_of_comments()
-        for number, line in enumerate(lines, 1):
-            match = _FENCE.match(line)
-            if fence is None:
-                directives = starts.get(number, directives)
-                if match is not None and match[3]:
-                    fence = (match[1], match[2], match[3], number + 1)
-                    self._prose.append("")
-                elif match is not None:
-                    fence = (match[1], match[2], "", number + 1)
-                    self._prose.append("")
-                else:
-                    if line.strip() and number not in hidden:
-                        directives = ()
-                    self._prose.append("" if number in hidden else line)
-                continue
-            self._prose.append("")
-            if match is not None and match[2] == fence[1] and not match[3]:
-                code = "\n".join(lines[fence[3] - 1 : number - 1])
-                self.blocks.append(
-                    Block(self, fence[3], fence[2], textwrap.dedent(code) + "\n", directives)
-                )
-                fence, directives = None, ()
-        if fence is not None:
-            raise ValueError(f"{self.name}:{fence[3]}: a code block that nothing ends")
+    def _read_blocks(self) -> Iterator[Block]:
+        directives, place = (), ""
+        for token in [*self._tokens, Token("end", "", 0)]:
+            if token.type == "html_block":
+                match = _DIRECTIVE.match(token.content.strip())
+                if match is not None:
+                    place = f"{self.name}:{token.map[0] + 1}"
+                    directives += _read_directives(match[1], place)
+            elif token.type == "fence":
+                first, end = token.map
+                if token.content.count("\n") != end - first - 2:
+                    raise ValueError(f"{self.name}:{first + 2}: a code block that nothing ends")
+                language = token.info.split()[0] if token.info.strip() else ""
+                yield Block(self, first + 2, language, token.content, directives)
+                directives = ()
+            elif directives:
+                raise ValueError(f"{place}: it says how a code block is checked, and none follows")
+            elif any(_DIRECTIVE.match(part.content) for part in token.children or ()):
+                place = f"{self.name}:{token.map[0] + 1}"
+                raise ValueError(f"{place}: a comment with checks stands within a line of text")
 
-    def _lines_of_comments(self) -> set[int]:
-        hidden = set()
-        for match in _COMMENT.finditer(self.text):
-            first = self.text[: match.start()].count("\n") + 1
-            hidden.update(range(first, first + match[0].count("\n") + 1))
-        return hidden
 
-    def _directives(self, match: re.Match) -> tuple[tuple[str, str], ...]:
-        found = []
-        for line in match[1].strip().splitlines():
-            key, colon, value = line.partition(":")
-            if not colon or key.strip() not in DIRECTIVES or not value.strip():
-                number = self.text[: match.start()].count("\n") + 1
-                raise ValueError(
-                    f"{self.name}:{number}: {line.strip()!r} says nothing of how the block is "
-                    f"checked: NAME: VALUE, with one of {DIRECTIVES}"
-                )
-            found.append((key.strip(), value.strip()))
-        return tuple(found)
+def _read_directives(text: str, place: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for line in text.strip().splitlines():
+        key, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon or key not in DIRECTIVES or not value:
+            raise ValueError(
+                f"{place}: {line.strip()!r} says nothing of how the block is checked: "
+                f"NAME: VALUE, with one of {DIRECTIVES}"
+            )
+        found.append((key, value))
+    return tuple(found)
 
 
 def all_pages(root: Path = ROOT) -> list[Page]:
-    """The README, the project's page and docs/."""
+    """Those at the root but for the history in CHANGELOG.md, the project's page and docs/."""
     paths = [
-        root / "README.md",
+        *sorted(path for path in root.glob("*.md") if path.name != "CHANGELOG.md"),
         root / "projects" / "SparseRefine" / "README.md",
         *sorted((root / "docs").glob("*.md")),
     ]

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from .pages import ROOT, Page
 
-# Headings of the tables whose first column quotes error messages, "..." for what varies.
-MESSAGE_SECTIONS = ("When something goes wrong", "When set-up stops")
-OTHERS = "pip:"  # a row that begins so quotes another program
+# Tables whose first column has this header quote error messages there, "..." for what varies.
+MESSAGES = "message"
 
 _FILES = (".py", ".yaml", ".md", ".sh", ".toml", ".txt", ".svg", ".safetensors")
 _MODEL = re.compile(r"\w+/\w+")
@@ -97,15 +96,15 @@ def _is_tail(name: str, file: str) -> bool:
 
 
 def quoted_messages(page: Page) -> list[tuple[int, str]]:
-    """(line, message) of the first columns of the page's tables of messages."""
-    found = []
-    for title in MESSAGE_SECTIONS:
-        for line, text in page.section(title):
-            cells = text.split(" | ")
-            if not text.startswith("| `") or len(cells) < 2:
-                continue
-            found.append((line, cells[0].lstrip("| ").strip("` ")))
-    return found
+    """(line, message) of the page's tables of messages. A cell that begins with other text quotes
+    another program (pip: `No space left on device`)."""
+    return [
+        (line, part.content)
+        for line, parts in page.first_cells(MESSAGES)
+        if parts and parts[0].type == "code_inline"
+        for part in parts
+        if part.type == "code_inline"
+    ]
 
 
 @functools.cache

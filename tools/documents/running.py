@@ -120,7 +120,7 @@ def run_python(block: Block) -> str:
 
 def load_yaml(block: Block, folder: Path):
     """A config: every key known, every value of the right type. Returns it."""
-    from sparse_refine.engine import load_config
+    from sparse_refine.config import load_config
 
     names = block.directive("file")
     path = folder / (names[0] if names else f".block_{block.line}.yaml")
@@ -151,7 +151,7 @@ def _registries_as_before() -> Iterator[None]:
     from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
     from sparse_refine.ensembler import ENSEMBLER_REGISTRY
-    from sparse_refine.extractor import EXTRACTOR_REGISTRY
+    from sparse_refine.extractors import EXTRACTOR_REGISTRY
     from sparse_refine.selector import SELECTOR_REGISTRY
 
     registries = (

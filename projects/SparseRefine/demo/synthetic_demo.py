@@ -19,11 +19,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from sparse_refine.commands.memory import keep_freed_memory
+from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
-from sparse_refine.engine import Trainer, load_config, load_model
 from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
-from sparse_refine.memory import keep_freed_memory
-from sparse_refine.visualization import draw
+from sparse_refine.inference.loading import load_model
+from sparse_refine.training.trainer import Trainer
+from sparse_refine.visualization.figure import draw
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs" / "synthetic_field"

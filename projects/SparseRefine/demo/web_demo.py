@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         from web_app.runner import Runner, load_predictors
         from web_app.uploads import Limits
 
-        from sparse_refine.memory import keep_freed_memory
+        from sparse_refine.commands.memory import keep_freed_memory
 
         limits = Limits(
             bytes=round(args.max_megabytes * 2**20),

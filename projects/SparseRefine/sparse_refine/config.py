@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where configuration keys are declared.
+"""Configuration: the keys of the method, and how a config is made of a yaml.
 
+Keys of data stand in data/keys.py, those of a family of bases beside its code in modeling/.
 Detectron2's own keys keep their meaning. `MODEL.SEM_SEG_HEAD.NUM_CLASSES` is the number of classes
 K of the base and of the refiner, `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` the label that is no class,
 `MODEL.PIXEL_MEAN` / `PIXEL_STD` / `INPUT.FORMAT` hold for both as well.
@@ -8,42 +9,38 @@ K of the base and of the refiner, `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` the label th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.config import CfgNode as CN
+
+from .data import register_folders
+from .data.keys import add_data_config
+from .modeling import add_modeling_config
+from .modeling.importing import import_projects, named_projects
 
 
 def add_sparse_refine_config(cfg: CN) -> None:
     """Declare the keys of this project in `cfg`, in place, with the paper's values as defaults."""
+    add_projects_config(cfg)
+    add_data_config(cfg)
+    add_solver_config(cfg)
+    add_modeling_config(cfg)
+    add_method_config(cfg)
+
+
+def add_projects_config(cfg: CN) -> None:
+    """Declare PROJECTS in `cfg`, in place."""
     # ---- other projects ------------------------------------------------------------------------
     # Detectron2 projects that the yaml's keys belong to, imported before they are read: "module",
     # or "module:function" where function(cfg) declares keys: "mask2former:add_maskformer2_config",
     # "detectron2.projects.deeplab:add_deeplab_config", "my_models.py:add_my_config".
     cfg.PROJECTS = []
 
-    # ---- images --------------------------------------------------------------------------------
-    # Share of an image's native resolution at which a DENSE model (one that is trained or evaluated
-    # by itself, not wrapped) sees it, > 0. SparseRefine itself always gets the native image.
-    cfg.INPUT.SCALE = 1.0
-    # Training: an image is resized by a factor drawn uniformly from [low, high], both > 0. The
-    # sides of the crop that follows are INPUT.CROP.SIZE, in pixels, where INPUT.CROP.ENABLED.
-    cfg.INPUT.RESIZE_RANGE = [0.5, 2.0]
-    # Training: a crop is drawn anew, up to ten times, while one class covers more of it than this
-    # share, 0..1 (the paper's recipe: 0.75; 1.0 turns it off).
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Training: random brightness, contrast, saturation and hue as in SSD.
-    cfg.INPUT.COLOR_AUG_SSD = False
-    # Training: images, with their labels, that each data worker keeps decoded in memory, >= 0. For
-    # data sets of few large images (8 megapixels take 32 MB), where decoding is most of the work.
-    cfg.INPUT.CACHE_IMAGES = 0
 
-    # ---- data sets of one's own ----------------------------------------------------------------
-    # Folders to register, each [name, image folder, label folder] or [..., split file], paths from
-    # where the program runs. Images and label maps share names up to the extension; labels hold
-    # 0..K-1 or MODEL.SEM_SEG_HEAD.IGNORE_VALUE. Use the names in DATASETS.TRAIN and TEST.
-    cfg.DATASETS.FOLDERS = []
-    cfg.DATASETS.CLASS_NAMES = []  # the K class names of those folders, in the order of the ids
-    # Those labels hold 0 for "no class" and 1..K for the classes, as ADE20K's do (8-bit files).
-    cfg.DATASETS.LABELS_FROM_ONE = False
-
+def add_solver_config(cfg: CN) -> None:
+    """Declare this project's keys under SOLVER and TEST in `cfg`, in place."""
     # ---- optimisation --------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     # Factor on BASE_LR for parameters under a module called `backbone` (pretrained weights), >= 0.
@@ -56,90 +53,9 @@ def add_sparse_refine_config(cfg: CN) -> None:
     # Width of the band along the edges in which boundary IoU is counted, in pixels, >= 1.
     cfg.TEST.BOUNDARY_DISTANCE = 5
 
-    # ---- the EfficientNet-Lite0 backbone (modeling/efficientnet_lite.py) -------------------------
-    cfg.MODEL.EFFICIENTNET_LITE = CN()
-    # Its outputs, any of stem, res2, res3, res4, res5: strides 2, 4, 8, 16, 32.
-    cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
 
-    # ---- backbones of timm (modeling/timm_backbone.py) ------------------------------------------
-    cfg.MODEL.TIMM = CN()
-    cfg.MODEL.TIMM.NAME = "resnet50"  # a model of timm.list_models()
-    cfg.MODEL.TIMM.PRETRAINED = False  # timm's weights, from its cache or the network
-    # timm's numbers of the feature maps to return, from 0; [] for all of stride 4 and more. They
-    # are called res2 (stride 4), res3 (stride 8) ...
-    cfg.MODEL.TIMM.OUT_INDICES = []
-    # More arguments of timm.create_model, as [name, value] pairs: [["drop_path_rate", 0.1]].
-    cfg.MODEL.TIMM.OPTIONS = []
-
-    # ---- SegNeXt's backbone (modeling/mscan.py) -------------------------------------------------
-    cfg.MODEL.MSCAN = CN()
-    cfg.MODEL.MSCAN.SIZE = "t"  # t, s, b or l
-    cfg.MODEL.MSCAN.DROP_PATH = 0.0  # stochastic depth in training, 0..1 (the paper: 0.1, l: 0.3)
-    cfg.MODEL.MSCAN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
-
-    # ---- SegFormer's backbone (modeling/mix_transformer.py) -------------------------------------
-    cfg.MODEL.MIX_TRANSFORMER = CN()
-    cfg.MODEL.MIX_TRANSFORMER.SIZE = "b0"  # b0 .. b5
-    cfg.MODEL.MIX_TRANSFORMER.DROP_PATH = 0.0  # stochastic depth, 0..1 (the paper: 0.1)
-    cfg.MODEL.MIX_TRANSFORMER.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4 .. 32
-
-    # ---- FCNHead, LightHamHead and SegFormerHead (modeling/) ------------------------------------
-    # Share of the channels before the classifier that training sets to zero, 0..1.
-    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 1  # FCNHead: convolutions before the classifier, >= 1
-    cfg.MODEL.SEM_SEG_HEAD.KERNEL_SIZE = 1  # FCNHead: their size, odd
-
-    # ---- models of Hugging Face's transformers (modeling/hugging_face.py) ------------------------
-    cfg.MODEL.HUGGING_FACE = CN()
-    cfg.MODEL.HUGGING_FACE.NAME = ""  # hub id, or a folder as `save_pretrained` writes it
-    cfg.MODEL.HUGGING_FACE.REVISION = "main"  # branch, tag or commit on the hub
-    # Load NAME's weights. False: its architecture alone, with NUM_CLASSES classes, for weights that
-    # come from elsewhere (BASE.WEIGHTS, MODEL.WEIGHTS).
-    cfg.MODEL.HUGGING_FACE.PRETRAINED = True
-    # Entries that replace those of NAME's config.json. Without NAME they are the whole model:
-    # {model_type: segformer, depths: [3, 6, 40, 3], ...}.
-    cfg.MODEL.HUGGING_FACE.CONFIG = CN(new_allowed=True)
-    # [height, width] that images are resized to, for models that know one size only; [] takes it
-    # from the model where that is so (DPT, EoMT), else images stay as they are.
-    cfg.MODEL.HUGGING_FACE.IMAGE_SIZE = []
-    # Images are padded to a multiple of it, >= 0; 0 takes the image processor's.
-    cfg.MODEL.HUGGING_FACE.SIZE_DIVISIBILITY = 0
-
-    # SegFormer: layers of its head in another order, in evaluation; logits are the same but for
-    # rounding. The head, a third of B5's time on a CPU, then takes a twentieth of its own.
-    cfg.MODEL.HUGGING_FACE.FOLD_HEAD = False
-
-    # ---- plain PyTorch modules (modeling/module_segmentor.py) -----------------------------------
-    cfg.MODEL.MODULE = CN()
-    # What makes the module: "package.module:name" or "path/to/file.py:name", a class or a function.
-    cfg.MODEL.MODULE.PATH = ""
-    cfg.MODEL.MODULE.ARGS = CN(new_allowed=True)  # its keyword arguments, any mapping
-    # Whether it comes with its weights: then it serves as a frozen base without BASE.WEIGHTS.
-    cfg.MODEL.MODULE.PRETRAINED = False
-    cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
-    cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
-
-    # ---- token merging, SegFormer++ (modeling/token_merging/) ------------------------------------
-    # In the attention of SegFormer, PVT, ViT, DeiT and DPT of transformers and of MixTransformer,
-    # in the dense model or in the base. Any checkpoint serves, and training needs nothing more.
-    cfg.MODEL.TOKEN_MERGING = CN()
-    # "" merges nothing. The paper's: "hq", "fast", "2x2". "hq_near" and "fast_near" compare a token
-    # with the destinations of the 3 x 3 cells around it alone, which is faster.
-    cfg.MODEL.TOKEN_MERGING.PRESET = ""
-    # In its place, an entry for each stage: {query: MERGE, key_value: MERGE}, one of them, both or
-    # {}. MERGE is {cell: [rows, columns], rate: share of the tokens that are merged, 0..1, reach:
-    # cells to compare with on each side}; without a reach all of the map, without a rate the mean
-    # of each cell.
-    cfg.MODEL.TOKEN_MERGING.STAGES = []
-
-    # ---- any dense model -----------------------------------------------------------------------
-    # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
-    cfg.MODEL.CHANNELS_LAST = False
-    # Read Detectron2's .pkl checkpoints. They are Python pickles: loading one runs whatever code it
-    # holds, so only for files from a source that you trust.
-    cfg.MODEL.ALLOW_PICKLE = False
-
+def add_method_config(cfg: CN) -> None:
+    """Declare MODEL.SPARSE_REFINE in `cfg`, in place."""
     # ---- the method ----------------------------------------------------------------------------
     cfg.MODEL.SPARSE_REFINE = node = CN()
     # What inference returns: "logits", sem_seg (K,H,W) for any Detectron2 evaluator, or "labels",
@@ -230,3 +146,44 @@ def add_sparse_refine_config(cfg: CN) -> None:
     node.LOSS.REFINED_WEIGHT = 1.0  # cross-entropy of the refined logits
     node.LOSS.FUSED_WEIGHT = 1.0  # cross-entropy of the fused logits
     node.LOSS.DICE_WEIGHT = 0.0  # soft Dice of the fused probabilities
+
+
+def load_config(path: str, opts: Sequence = ()) -> CfgNode:
+    """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
+
+    The yaml's PROJECTS are imported; the rest is as `with_options` has it.
+
+    Raises:
+        KeyError: a key that is not declared, with its name.
+        ValueError: a value of another type than the key's, or a key without a value.
+    """
+    cfg = get_cfg()
+    import_projects(cfg, named_projects(path, opts))
+    add_sparse_refine_config(cfg)
+    cfg.merge_from_file(path)
+    return with_options(cfg, opts)
+
+
+def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
+    """A frozen copy of a config with KEY VALUE pairs, ready for a model to be built of it.
+
+    MODEL.DEVICE becomes "cpu" where there is no CUDA device; folders of DATASETS.FOLDERS are
+    registered.
+
+    Raises:
+        KeyError, ValueError: as `load_config`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # how yacs says it of pairs, where it raises for a yaml
+        if len(opts) % 2:
+            raise ValueError(f"{list(opts)}: pairs, but one KEY has no VALUE") from error
+        message = str(error).replace("Non-existent key", "Non-existent config key")
+        raise KeyError(f"{message}, in {list(opts)}") from error
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    register_folders(cfg)
+    return cfg

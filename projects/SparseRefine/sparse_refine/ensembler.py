@@ -16,7 +16,7 @@ _CHUNK = {"cpu": 1 << 14, "cuda": 1 << 20}
 
 ENSEMBLER_REGISTRY = Registry("SPARSE_REFINE_ENSEMBLER")
 ENSEMBLER_REGISTRY.__doc__ = """
-Ensemblers, by the name in MODEL.SPARSE_REFINE.ENSEMBLER.NAME. A class is built with (cfg) and
+Ensemblers, by the name in MODEL.SPARSE_REFINE.ENSEMBLER.NAME. A class is built as Class(cfg) and
 called as `ensembler(coarse, refined)`: logits (P,K) twice -> logits (P,K).
 """
 

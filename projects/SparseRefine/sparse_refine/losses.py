@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 
@@ -41,3 +44,54 @@ def soft_dice(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 1.0) 
     size = probabilities.sum(0) + truth.sum(0)
     dice = (2 * overlap + epsilon) / (size + epsilon)
     return 1 - dice[truth.sum(0) > 0].mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors, each at least 0; a term with 0 is left out.
+
+    Raises:
+        ValueError: a factor below 0, or all 0.
+    """
+
+    refined: float = 1.0  # cross-entropy of the refined logits
+    fused: float = 1.0  # cross-entropy of the fused logits
+    dice: float = 0.0  # soft Dice of the fused probabilities
+
+    def __post_init__(self):
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise ValueError(
+                    f"MODEL.SPARSE_REFINE.LOSS.{name.upper()}_WEIGHT is {weight}: it must be at "
+                    "least 0"
+                )
+        if not any(vars(self).values()):
+            names = ", ".join(f"{name.upper()}_WEIGHT" for name in vars(self))
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.LOSS: {names} are all 0, there is nothing to learn"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> LossWeights:
+        node = cfg.MODEL.SPARSE_REFINE.LOSS
+        return cls(node.REFINED_WEIGHT, node.FUSED_WEIGHT, node.DICE_WEIGHT)
+
+
+def refinement_losses(
+    refined: torch.Tensor, fused: torch.Tensor, labels: torch.Tensor, weights: LossWeights
+) -> dict[str, torch.Tensor]:
+    """{"loss_refined", "loss_fused", "loss_dice"}, those whose weight is above 0.
+
+    Args:
+        refined, fused: (P,K) logits. labels: (P,) in 0..K-1.
+    """
+    terms = {
+        "loss_refined": (weights.refined, cross_entropy, refined),
+        "loss_fused": (weights.fused, cross_entropy, fused),
+        "loss_dice": (weights.dice, soft_dice, fused),
+    }
+    losses = {key: w * loss(x, labels) for key, (w, loss, x) in terms.items() if w > 0}
+    # an empty selection, or a weight of 0, still reaches every parameter: DDP waits for all
+    every = 0.0 * (refined.sum() + fused.sum())
+    losses["loss_refined"] = losses.get("loss_refined", 0.0) + every
+    return losses

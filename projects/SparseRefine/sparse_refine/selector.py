@@ -16,7 +16,8 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import nn
 
-from .coarse import View, nearest_index, pixels_under
+from .resampling import first_under, nearest_index, pixels_under
+from .sites import View
 
 logger = logging.getLogger(__name__)
 
@@ -203,11 +204,8 @@ class _Budget(Selector):
         row, column = last // low[1], last % low[1]  # taken in part: its first `rest` pixels
         mask[row, column] = True
         sites = expand_mask(mask, view)
-        top, bottom, left, right = (  # of its block: nearest_index(y) == row from here to there
-            -(-index * size // side)
-            for size, side, place in ((height, low[0], row), (width, low[1], column))
-            for index in (place, place + 1)
-        )
+        top, bottom = (first_under(at, height, low[0]) for at in (row, row + 1))
+        left, right = (first_under(at, width, low[1]) for at in (column, column + 1))
         y, x = sites[:, 0] + view.top, sites[:, 1] + view.left
         inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
         return sites[~(inside & ((y - top) * (right - left) + x - left >= rest))]
@@ -231,7 +229,7 @@ class MarginBudgetSelector(_Budget):
 
 @SELECTOR_REGISTRY.register()
 class RandomBudgetSelector(_Budget):
-    """A budget of low-resolution pixels by lot, always the same: what any other must beat."""
+    """A random budget of low-resolution pixels, the same at every call: what others must beat."""
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)

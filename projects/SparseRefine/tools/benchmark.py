@@ -41,16 +41,17 @@ from pathlib import Path
 
 import detectron2
 import torch
-from arguments import output_file, positive
 from model_benchmark.arms import build_models, read_sites
 from model_benchmark.records import measure, table
 from tabulate import tabulate
 
-from sparse_refine.engine import load_config
+from sparse_refine.commands.arguments import output_file, positive
+from sparse_refine.commands.memory import keep_freed_memory
+from sparse_refine.config import load_config
 from sparse_refine.evaluation.benchmarking import describe_machine
-from sparse_refine.files import write_whole
-from sparse_refine.memory import keep_freed_memory
+from sparse_refine.modeling.building import refines
 from sparse_refine.sparse import PRESETS
+from sparse_refine.storage.files import write_whole
 
 PACKAGES = ("timm", "transformers", "MinkowskiEngine")
 PRECISIONS = ("float32", "bfloat16")
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.channels_last:
         options += ["MODEL.CHANNELS_LAST", True]
     cfg = load_config(args.config_file, options)
-    if cfg.MODEL.META_ARCHITECTURE != "SparseRefine":
+    if not refines(cfg):
         parser.error(
             f"--config-file {args.config_file}: MODEL.META_ARCHITECTURE is "
             f"{cfg.MODEL.META_ARCHITECTURE!r}, and SparseRefine is what is timed"

@@ -64,15 +64,15 @@ import gc
 import os
 
 import torch
-from arguments import output_file, positive
 from sparse_benchmark.masks import neighbours_present, read_masks, synthetic_mask
 from sparse_benchmark.peers import ENGINES, why_absent
 from sparse_benchmark.records import Recorder
 from sparse_benchmark.sections import SECTIONS
 from tabulate import tabulate
 
+from sparse_refine.commands.arguments import output_file, positive
+from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.evaluation.benchmarking import describe_machine
-from sparse_refine.memory import keep_freed_memory
 from sparse_refine.sparse import PRESETS
 
 PACKAGES = ("MinkowskiEngine", "spconv")

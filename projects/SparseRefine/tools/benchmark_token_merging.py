@@ -37,18 +37,18 @@ from pathlib import Path
 
 import detectron2
 import torch
-from arguments import output_file, positive
 from benchmark import PACKAGES, PRECISIONS
 from model_benchmark import merging
 from model_benchmark.arms import read_sites
 from tabulate import tabulate
 
-from sparse_refine.engine import load_config
+from sparse_refine.commands.arguments import output_file, positive
+from sparse_refine.commands.memory import keep_freed_memory
+from sparse_refine.config import load_config
 from sparse_refine.evaluation.benchmarking import describe_machine
-from sparse_refine.files import write_whole
-from sparse_refine.memory import keep_freed_memory
 from sparse_refine.modeling.mix_transformer import SIZES
 from sparse_refine.modeling.token_merging import PRESETS
+from sparse_refine.storage.files import write_whole
 
 
 def main(arguments: list[str] | None = None) -> None:

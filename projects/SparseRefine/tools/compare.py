@@ -19,10 +19,10 @@ did to one image (with the last seed).
 import argparse
 from pathlib import Path
 
-from arguments import errors_in_a_line
-
+from sparse_refine.commands.arguments import errors_in_a_line
+from sparse_refine.commands.memory import keep_freed_memory
+from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
-from sparse_refine.engine import load_config, load_model
 from sparse_refine.evaluation.comparison import (
     IN_PROCESS,
     Arm,
@@ -31,8 +31,8 @@ from sparse_refine.evaluation.comparison import (
     over_seeds,
     write_rows,
 )
-from sparse_refine.memory import keep_freed_memory
-from sparse_refine.visualization import draw
+from sparse_refine.inference.loading import load_model
+from sparse_refine.visualization.figure import draw
 
 
 def main(arguments=None):

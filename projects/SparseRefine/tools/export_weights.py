@@ -14,7 +14,7 @@ the base's own file in MODEL.SPARSE_REFINE.BASE.WEIGHTS.
 import argparse
 import os
 
-from sparse_refine.checkpoint import load_weights, save_weights
+from sparse_refine.storage.weights import load_weights, save_weights
 
 
 def main():

@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from arguments import add_model, errors_in_a_line, load_refining, positive
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 from visual_report import pictures, plots
@@ -30,13 +29,14 @@ from visual_report.folder import check_replaceable, whole_folder
 from visual_report.measure import ImageResult, measure
 from visual_report.report import MARK, RANKS, About, choose, write_report
 
+from sparse_refine.commands.arguments import add_model, errors_in_a_line, load_refining, positive
+from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.data import build_test_loader, read_labels
-from sparse_refine.engine import check_datasets
+from sparse_refine.evaluation.checks import check_datasets
 from sparse_refine.evaluation.comparison import IN_PROCESS
 from sparse_refine.evaluation.metrics import fold_ignore
 from sparse_refine.evaluation.results import results_table
-from sparse_refine.memory import keep_freed_memory
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference.predictor import SparseRefinePredictor
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2)
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -13,18 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_refine.checkpoint import save_weights
-from sparse_refine.engine import Trainer
-from sparse_refine.predictor import SparseRefinePredictor
-
-DEMO = Path(__file__).resolve().parents[3] / "projects" / "SparseRefine" / "demo"
-
-
-@pytest.fixture
-def part(monkeypatch):
-    """load(module) of the demo's folder."""
-    monkeypatch.syspath_prepend(DEMO)
-    return importlib.import_module
+from sparse_refine.commands import predict
+from sparse_refine.inference.predictor import SparseRefinePredictor
+from sparse_refine.storage.weights import save_weights
+from sparse_refine.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -43,18 +33,15 @@ def model(tmp_path, make_cfg):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, part, model):
+def run(monkeypatch, tmp_path, model):
     """run(*arguments, model options) -> exit code, writing to tmp_path/out."""
-    spec = importlib.util.spec_from_file_location("demo_of_images", DEMO / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
 
     def main(*arguments, options=()) -> int:
         try:
             first = [] if "--model" in arguments else model(*options)
             rest = ["--output", tmp_path / "out", *arguments]
-            return demo.main([str(argument) for argument in (*first, *rest)])
+            return predict.main([str(argument) for argument in (*first, *rest)])
         except SystemExit as error:  # argparse
             return error.code
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_refine import model_zoo
 from sparse_refine.data import read_image, read_labels
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference import model_zoo
+from sparse_refine.inference.inputs import assign_names, find_inputs
+from sparse_refine.inference.predictor import SparseRefinePredictor
 
 
 def test_every_kind_of_image(run, model, tmp_path, picture, save, written, predicted):
@@ -86,8 +87,7 @@ def test_more_than_256_classes(run, model, tmp_path, save, predicted):
     assert np.array_equal(read_labels(str(path)), predicted(lambda: model(*options), source))
 
 
-def test_folders_and_globs(run, tmp_path, part):
-    find = part("predicting.inputs").find_inputs
+def test_folders_and_globs(run, tmp_path):
     root = tmp_path / "in"
     for name in ("b.png", "a.jpg", "deep/c.PNG", ".hidden.png", "note.txt", "d[1].png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def test_folders_and_globs(run, tmp_path, part):
 
     def found(*arguments, recursive=False) -> list[str]:
         given = [str(root / argument) for argument in arguments]
-        return [path.relative_to(root).as_posix() for path in find(given, out, recursive)]
+        return [path.relative_to(root).as_posix() for path in find_inputs(given, out, recursive)]
 
     assert found("") == ["a.jpg", "b.png", "clip.mp4", "d[1].png"]
     assert found("", recursive=True) == ["a.jpg", "b.png", "clip.mp4", "d[1].png", "deep/c.PNG"]
@@ -113,7 +113,7 @@ def test_folders_and_globs(run, tmp_path, part):
     assert run(root / "gone.png") == 2
 
 
-def test_same_names(run, model, tmp_path, part, save, predicted):
+def test_same_names(run, model, tmp_path, save, predicted):
     """Two inputs of one name do not write over one another, in one run or in two."""
     root = tmp_path / "in"
     sources = [save(root / "x" / "a.png", 1), save(root / "y" / "a.png", 2)]
@@ -133,13 +133,12 @@ def test_same_names(run, model, tmp_path, part, save, predicted):
     labels = read_labels(str(out / "labels" / "x_a_png.png"))
     assert np.array_equal(labels, predicted(model, first))
 
-    assign = part("predicting.inputs").assign_names
     paths = [Path(f"/r/{name}") for name in ("A.png", "a.png", "b_a.png", "b/a.png", "a_b/a.png")]
-    named = list(assign(paths, {}).values())
+    named = list(assign_names(paths, {}).values())
     assert len({name.casefold() for name in named}) == len(paths)
     assert all("/" not in name for name in named)
     many = [Path(f"/{index}/a.png") for index in range(50)]
-    assert len(set(assign(many, {"/gone": "0_a"}).values()) | {"0_a"}) == 51
+    assert len(set(assign_names(many, {"/gone": "0_a"}).values()) | {"0_a"}) == 51
 
 
 def test_shipped_model(run, tmp_path, monkeypatch, save, written):

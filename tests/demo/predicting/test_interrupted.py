@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_refine.files import write_whole
+from sparse_refine.inference.video import VideoFile
+from sparse_refine.storage.files import write_whole
 
 JOURNAL = ".sparse_refine_demo.jsonl"
 
@@ -57,7 +58,7 @@ def test_resume(run, tmp_path, capsys, save, written):
     assert touched("--resume", options=["MODEL.SPARSE_REFINE.BASE.SCALE", 0.25]) == set()
 
 
-def test_interrupted(run, part, tmp_path, monkeypatch, capsys, save, video, written):
+def test_interrupted(run, tmp_path, monkeypatch, capsys, save, video, written):
     """Ctrl-C in the middle of a file: none is half there, and --resume goes on."""
     folder, out = tmp_path / "in", tmp_path / "out"
     for seed, name in enumerate("ab"):
@@ -78,7 +79,7 @@ def test_interrupted(run, part, tmp_path, monkeypatch, capsys, save, video, writ
     assert "--resume goes on" in capsys.readouterr().err
     monkeypatch.undo()
 
-    frames = part("predicting.video").VideoFile
+    frames = VideoFile
     write = frames.write
 
     def stop_in_the_fourth(self, frame):
@@ -121,7 +122,7 @@ def test_killed(run, tmp_path, save, written):
     assert (out / "labels" / "a.png").read_bytes() != before["labels/a.png"]
 
 
-def test_full_disk_stops_the_run(run, part, tmp_path, monkeypatch, capsys, save, written):
+def test_full_disk_stops_the_run(run, tmp_path, monkeypatch, capsys, save, written):
     for seed, name in enumerate("abc"):
         save(tmp_path / "in" / f"{name}.png", seed)
 
@@ -130,7 +131,7 @@ def test_full_disk_stops_the_run(run, part, tmp_path, monkeypatch, capsys, save,
             raise OSError(28, "No space left on device", str(path))
         write_whole(path, write)
 
-    monkeypatch.setattr("sparse_refine.pictures.write_whole", full)
+    monkeypatch.setattr("sparse_refine.visualization.pictures.write_whole", full)
     assert run(tmp_path / "in") == 1
     assert written(tmp_path / "out") == ["overlays/a.jpg"]
     said = capsys.readouterr().err

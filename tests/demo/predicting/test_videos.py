@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference.predictor import SparseRefinePredictor
+from sparse_refine.inference.video import Pictures
 
 
 def test_video(run, model, tmp_path, capsys, save, video, written):
@@ -76,7 +77,7 @@ def test_cut_video(run, tmp_path, capsys, video, written):
     assert "film.avi" in capsys.readouterr().err
 
 
-def test_camera(run, part, tmp_path, monkeypatch, capsys, video):
+def test_camera(run, tmp_path, monkeypatch, capsys, video):
     source = video(tmp_path / "film.avi", frames=4)
     capture = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda at: capture(str(source) if at == 3 else at))
@@ -89,8 +90,7 @@ def test_camera(run, part, tmp_path, monkeypatch, capsys, video):
     assert Path(panel).is_file()
 
     # Ctrl-C is the way to end it: the video is whole
-    camera = part("predicting.video")
-    pictures, calls = camera.Pictures.__call__, []
+    pictures, calls = Pictures.__call__, []
 
     def stop_in_the_second(self, frame):
         calls.append(frame)
@@ -98,7 +98,7 @@ def test_camera(run, part, tmp_path, monkeypatch, capsys, video):
             raise KeyboardInterrupt
         return pictures(self, frame)
 
-    monkeypatch.setattr(camera.Pictures, "__call__", stop_in_the_second)
+    monkeypatch.setattr(Pictures, "__call__", stop_in_the_second)
     monkeypatch.setattr("time.strftime", lambda form: "webcam3_later.mp4")
     assert run("--webcam", "3") == 0
     made = capture(str(tmp_path / "out" / "overlays" / "webcam3_later.mp4"))

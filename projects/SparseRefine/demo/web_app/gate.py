@@ -16,6 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
 GET = {
     "/",
     "/config",
@@ -54,7 +60,8 @@ class Refused(Exception):
 
 
 class Gate:
-    """ASGI application around another one.
+    """ASGI application around another one. Starlette's middleware checks the Host header and counts
+    bodies; neither it nor gradio refuses a foreign Origin or knows which paths the page needs.
 
     Args:
         app: gradio's.
@@ -69,6 +76,10 @@ class Gate:
         self.folder = folder.resolve()
         self.max_bytes = max_bytes
         self.hosts = hosts
+        self._inner = self._checked
+        if hosts is not None:
+            names = [f"[{host}]" if ":" in host else host for host in hosts]  # IPv6
+            self._inner = TrustedHostMiddleware(self._checked, names, www_redirect=False)
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -77,55 +88,43 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        started, too_much = False, None
 
         async def answer(message):
-            nonlocal started
-            if too_much is not None and not started:
-                return  # the app's own answer to an upload that was broken off
             if message["type"] == "http.response.start":
-                started = True
-                fixed = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *fixed]}
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        async def counted():
-            nonlocal seen, too_much
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                too_much = Refused(413, self._too_large(scope["path"]))
-                raise too_much
-            return message
+        await self._inner(scope, receive, answer)
 
-        seen, limit = 0, self._limit(scope["path"])
+    async def _checked(self, scope, receive, send) -> None:
         try:
             self._check(scope)
-            source = counted
-            if scope["path"] == JOIN:
-                body = await _whole_body(counted)
-                self._check_paths(body)
-                source = _replayed(body, receive)
-            await self.app(scope, source, answer)
+            counted = RequestBodyLimitMiddleware(self._with_known_files, self._limit(scope["path"]))
+            await counted(scope, receive, send)
         except Refused as error:
-            if started:
-                raise
-            too_much = None
-            await _refuse(answer, error)
+            refusal = JSONResponse({"detail": str(error)}, error.status)
+            await refusal(scope, receive, send)
+
+    async def _with_known_files(self, scope, receive, send) -> None:
+        if scope["path"] == JOIN:
+            try:
+                body = await Request(scope, receive).body()
+            except ClientDisconnect:
+                return
+            self._check_paths(body)
+            receive = _replayed(body, receive)
+        await self.app(scope, receive, send)
 
     def _limit(self, path: str) -> int:
         return self.max_bytes + FORM if path == UPLOAD else SMALL_BODY
 
     def _check(self, scope) -> None:
         method, path = scope["method"], scope["path"]
-        headers = dict(scope["headers"])
-        host = _host("//" + headers.get(b"host", b"").decode("latin-1"))
-        if self.hosts is not None:
-            if host not in self.hosts:
-                raise Refused(421, f"this server is not known as {host!r}")
-            origin = headers.get(b"origin")  # which scripts of the page send, and no other program
-            if origin is not None and _host(origin.decode("latin-1")) not in self.hosts:
-                raise Refused(403, "another site's page asks")
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")  # which scripts of the page send, and no other program
+        if None not in (self.hosts, origin) and _host(origin) not in self.hosts:
+            raise Refused(403, "another site's page asks")
         if method in ("GET", "HEAD"):
             if path.startswith(FILE):
                 self._check_file(path[len(FILE) :], 403)
@@ -133,7 +132,7 @@ class Gate:
                 raise Refused(404, "there is no such page")
         elif method != "POST" or path not in POST:
             raise Refused(404, "there is no such page")
-        declared = headers.get(b"content-length", b"0")
+        declared = headers.get("content-length", "0")  # here the answer can say what is taken
         if not declared.isdigit() or int(declared) > self._limit(path):
             raise Refused(413, self._too_large(path))
         if path == UPLOAD and self._held() > KEPT_UPLOADS * self.max_bytes:
@@ -189,17 +188,6 @@ def _objects(content) -> Iterator[dict]:
             waiting += item
 
 
-async def _whole_body(receive) -> bytes:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "the request ended early")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return body
-
-
 def _replayed(body: bytes, receive):
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -207,10 +195,3 @@ def _replayed(body: bytes, receive):
         return parts.pop() if parts else await receive()
 
     return replayed
-
-
-async def _refuse(send, error: Refused) -> None:
-    body = json.dumps({"detail": str(error)}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

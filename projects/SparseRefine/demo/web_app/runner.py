@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparse_refine import model_zoo
-from sparse_refine.coarse import View
 from sparse_refine.evaluation.budgets import selecting
 from sparse_refine.evaluation.stages import StageTimer
-from sparse_refine.predictor import SparseRefinePredictor
+from sparse_refine.inference import model_zoo
+from sparse_refine.inference.predictor import SparseRefinePredictor
+from sparse_refine.modeling.building import refines
 from sparse_refine.selector import BudgetSelector, Selector
+from sparse_refine.sites import View
 
 from .uploads import Limits, read_upload
 
@@ -172,7 +173,7 @@ def load_predictors(
     """
     wanted = dict.fromkeys(names)
     if not names and not config_file:
-        found = [name for name in model_zoo.names() if _refines(model_zoo.get_config(name))]
+        found = [name for name in model_zoo.names() if refines(model_zoo.get_config(name))]
         # first what knows the examples
         wanted = dict.fromkeys(sorted(found, key=lambda name: "synthetic_field" not in name))
     if config_file:
@@ -184,17 +185,13 @@ def load_predictors(
     predictors = {}
     for name, checkpoint in wanted.items():
         predictor = SparseRefinePredictor(name, checkpoint, opts=[*OPTIONS, *opts])
-        if not _refines(predictor.cfg):
+        if not predictor.refines:
             raise ValueError(
                 f"{name}: MODEL.META_ARCHITECTURE is {predictor.cfg.MODEL.META_ARCHITECTURE!r}, "
                 "which refines nothing; the page compares coarse and refined"
             )
         predictors[name] = predictor
     return predictors
-
-
-def _refines(cfg) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
 
 
 def _file_key(path: str) -> tuple:

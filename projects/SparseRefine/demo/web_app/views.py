@@ -11,8 +11,13 @@ import cv2
 import numpy as np
 
 from sparse_refine.evaluation.stages import STAGES
-from sparse_refine.panel import draw_window
-from sparse_refine.pictures import densest_window, entropy_picture, overlay, selected_picture
+from sparse_refine.visualization.panel import draw_window
+from sparse_refine.visualization.pictures import (
+    densest_window,
+    entropy_picture,
+    overlay,
+    selected_picture,
+)
 
 from .runner import Result
 

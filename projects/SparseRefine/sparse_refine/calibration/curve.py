@@ -184,4 +184,4 @@ class _Arm:
 
 def _coarse_logits(model: nn.Module, item: dict) -> torch.Tensor:
     (output,) = model.coarse([{**item, "image": item["image"].to(model.device)}])
-    return output["sem_seg"]
+    return output.logits

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..coarse import pixels_under
 from ..evaluation.uncertainty import expand
+from ..resampling import pixels_under
 
 SMALLEST = 1e-6  # uncertainty below this, in nats or as a share, is none
 

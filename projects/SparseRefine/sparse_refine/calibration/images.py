@@ -31,10 +31,10 @@ def dicts_of_folder(cfg: CfgNode, images: Path, labels: Path | None) -> list[dic
     if labels is None:
         files = files_by_stem(_NAME, "image", images, IMAGE_EXTENSIONS, "")
         return [{"file_name": str(file)} for stem in files.values() for file in stem]
-    head, from_one = cfg.MODEL.SEM_SEG_HEAD, cfg.DATASETS.LABELS_FROM_ONE
+    head, from_one = cfg.MODEL.SEM_SEG_HEAD, cfg.DATASETS.REDUCE_ZERO_LABEL
     class_names = [f"class {index}" for index in range(head.NUM_CLASSES)]
     check_classes(_NAME, class_names, head.IGNORE_VALUE, from_one)
-    return load_folder(_NAME, images, labels, labels_from_one=from_one)
+    return load_folder(_NAME, images, labels, reduce_zero_label=from_one)
 
 
 class Images:

@@ -12,8 +12,8 @@ import yaml
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from ..engine import load_config
-from ..files import write_whole
+from ..config import load_config
+from ..storage.files import write_whole
 from .curve import Point
 from .histogram import UncertaintyHistogram
 from .kinds import Kind

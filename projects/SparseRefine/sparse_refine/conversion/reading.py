@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import load_weights
+from ..storage.weights import load_weights
 
 # what torch writes to put tensors together again; none of it runs code of the file
 _ALLOWED = {

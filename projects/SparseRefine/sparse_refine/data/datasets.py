@@ -68,7 +68,7 @@ def register_builtin(root: PathLike | None = None) -> None:
                 None,
             ),
             class_names=MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes,
-            labels_from_one=True,
+            reduce_zero_label=True,
         )
     for split in SYNTHETIC_SPLITS:
         if f"synthetic_field_{split}" not in DatasetCatalog:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Union
 
-from .labels_from_one import PREFIX as LABELS_FROM_ONE
 from .reading import read_size
+from .reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -27,7 +27,7 @@ def load_folder(
     label_dir: PathLike,
     split_file: PathLike | None = None,
     *,
-    labels_from_one: bool = False,
+    reduce_zero_label: bool = False,
     hint: str = "",
 ) -> list[dict]:
     """A dataset's dicts, unregistered: pairs of files by stem, in the order of the split file or of
@@ -39,7 +39,7 @@ def load_folder(
         FileNotFoundError, ValueError: files are missing or ambiguous.
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
-    prefix = LABELS_FROM_ONE if labels_from_one else ""
+    prefix = REDUCE_ZERO_LABEL if reduce_zero_label else ""
     images = files_by_stem(name, "image", image_dir, IMAGE_EXTENSIONS, hint)
     labels = files_by_stem(name, "label", label_dir, LABEL_EXTENSIONS, hint)
     if split_file is None:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from PIL import Image
 
-from ..coarse import low_size
+from ..modeling.building import refines
+from ..resampling import downsample, low_size, nearest_index, resize_pixels
 from .reading import check_labels, check_same_size, read_image, read_labels
 
 
@@ -29,7 +29,7 @@ class SegmentationMapper:
     """Callable on a Detectron2 dataset dict.
 
     Training returns "image" uint8 (3,Hc,Wc) and "sem_seg" int64 (Hc,Wc); where `context_scale` is
-    given also "context" uint8 (3,h,w), "context_flip" (the context has NOT been flipped, the crop
+    given also "context" float (3,h,w), "context_flip" (the context has NOT been flipped, the crop
     has) and "crop" (top, left, H, W), the crop's place in the augmented image of H x W.
     Inference returns "image" uint8 (3,H,W) at `scale`, and the native "height" and "width".
 
@@ -81,11 +81,11 @@ class SegmentationMapper:
         self.color_aug = ColorAugSSDTransform(image_format) if color_aug else None
         self.cache_images = cache_images
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._contexts: dict[str, np.ndarray] = {}
+        self._contexts: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
-        refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
+        refine = refines(cfg)
         node = cfg.MODEL.SPARSE_REFINE
         limits = list(cfg.INPUT.RESIZE_RANGE)
         if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
@@ -167,7 +167,7 @@ class SegmentationMapper:
         else:
             zoom_y, zoom_x = image.shape[0] / full[0], image.shape[1] / full[1]
             box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
-            crop = _resample(image, (height, width), box)
+            crop = resize_pixels(image, (height, width), box)
         context = self._context(dataset_dict["file_name"], image, full)
 
         flip = self.flip and np.random.rand() < 0.5
@@ -175,14 +175,16 @@ class SegmentationMapper:
             crop, target = crop[:, ::-1], target[:, ::-1]
             left = full[1] - left - width
         if self.color_aug is not None:
-            augmented = [crop] if context is None or self.plain_context else [crop, context]
-            augmented = _recolor(self.color_aug, augmented)
-            crop = augmented[0]
-            context = augmented[1] if len(augmented) == 2 else context
+            if context is None or self.plain_context:
+                (crop,) = _recolor(self.color_aug, [crop])
+            else:  # the transform wants 8 bits
+                small = context.round().byte().permute(1, 2, 0).numpy()
+                crop, small = _recolor(self.color_aug, [crop, small])
+                context = _to_tensor(small).float()
         if context is not None:
             if flip and not self.plain_context:
-                context = context[:, ::-1]
-            dataset_dict["context"] = _to_tensor(context)
+                context = context.flip(-1)
+            dataset_dict["context"] = context
             dataset_dict["context_flip"] = flip and self.plain_context
             dataset_dict["crop"] = (top, left, *full)
         dataset_dict["image"] = _to_tensor(crop)
@@ -190,14 +192,15 @@ class SegmentationMapper:
         dataset_dict["height"], dataset_dict["width"] = height, width
         return dataset_dict
 
-    def _context(self, file: str, image: np.ndarray, full: tuple[int, int]) -> np.ndarray | None:
-        """The whole image at low resolution. Where it is always the same, it is made once of each
-        image that is kept: at 8 megapixels it is most of a sample's work."""
+    def _context(self, file: str, image: np.ndarray, full: tuple[int, int]) -> torch.Tensor | None:
+        """Float (3,h,w): the whole image at low resolution, as SparseRefine makes it. Where it is
+        always the same, it is made once of each image that is kept: at 8 megapixels it is most of a
+        sample's work."""
         if self.context_scale is None:
             return None
         if file in self._contexts:
             return self._contexts[file]
-        context = _resample(image, low_size(full, self.context_scale))
+        context = downsample(_to_tensor(image), low_size(full, self.context_scale))
         if self.plain_context and file in self._decoded:
             self._contexts[file] = context
         return context
@@ -209,10 +212,9 @@ class SegmentationMapper:
         for _ in range(10):
             top = np.random.randint(full[0] - height + 1)
             left = np.random.randint(full[1] - width + 1)
-            # pixel centres of the resized image, in native pixels: nearest neighbour
-            rows = ((np.arange(top, top + height) + 0.5) * labels.shape[0] / full[0]).astype(int)
-            columns = ((np.arange(left, left + width) + 0.5) * labels.shape[1] / full[1]).astype(
-                int
+            rows, columns = (
+                nearest_index(new, old)[start : start + length].numpy()
+                for new, old, start, length in zip(full, labels.shape, (top, left), (height, width))
             )
             target = labels[rows][:, columns]
             if self.single_category_max_area >= 1:
@@ -226,16 +228,8 @@ class SegmentationMapper:
 def inference_input(image: np.ndarray, scale: float) -> dict:
     """What a model gets at inference for an image (H,W,3) uint8: "image" uint8 (3,h,w) at `scale`,
     and the native "height" and "width"."""
-    resized = _resample(image, low_size(image.shape[:2], scale))
+    resized = resize_pixels(image, low_size(image.shape[:2], scale))
     return {"image": _to_tensor(resized), "height": image.shape[0], "width": image.shape[1]}
-
-
-def _resample(image: np.ndarray, size: tuple[int, int], box=None) -> np.ndarray:
-    """Antialiased bilinear resize of (H,W,3) uint8, of a float `box` (x0,y0,x1,y1) where given."""
-    if box is None and tuple(size) == image.shape[:2]:
-        return image
-    resized = Image.fromarray(image).resize((size[1], size[0]), Image.BILINEAR, box=box)
-    return np.asarray(resized)
 
 
 def _recolor(transform: ColorAugSSDTransform, images: list[np.ndarray]) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ def register_image_label_folder(
     split_file: PathLike | None = None,
     colors: Sequence[Sequence[int]] | None = None,
     *,
-    labels_from_one: bool = False,
+    reduce_zero_label: bool = False,
     hint: str = "",
 ) -> None:
     """Register a folder of images and a folder of label maps under `name`.
@@ -41,9 +41,9 @@ def register_image_label_folder(
         ignore_label: the value of pixels without a class, outside 0..K-1.
         split_file: text file with one image a line, with or without extension; None takes all.
         colors: K times R, G, B, 0..255, for figures.
-        labels_from_one: the files hold 0 for "no class" and 1..K for the classes, as ADE20K's do;
+        reduce_zero_label: the files hold 0 for "no class" and 1..K for the classes, as ADE20K's do;
             they are read with 0 as the ignore label, which must be 255, and 0..K-1. Then
-            "sem_seg_file_name" is a name that PathManager opens, see labels_from_one.py.
+            "sem_seg_file_name" is a name that PathManager opens, see reduce_zero_label.py.
         hint: what to do where files are missing, for the end of the message.
 
     Raises:
@@ -58,7 +58,7 @@ def register_image_label_folder(
         image_dir,
         label_dir,
         split_file,
-        labels_from_one=labels_from_one,
+        reduce_zero_label=reduce_zero_label,
         hint=hint,
     )
     register_dataset(
@@ -69,9 +69,9 @@ def register_image_label_folder(
         colors=colors,
         image_dir=image_dir,
         label_dir=label_dir,
-        labels_from_one=labels_from_one,
+        reduce_zero_label=reduce_zero_label,
     )
-    MetadataCatalog.get(name).set(split_file=split_file, labels_from_one=labels_from_one)
+    MetadataCatalog.get(name).set(split_file=split_file, reduce_zero_label=reduce_zero_label)
 
 
 def register_folders(cfg: CfgNode) -> None:
@@ -94,7 +94,7 @@ def register_folders(cfg: CfgNode) -> None:
                 cfg.DATASETS.CLASS_NAMES,
                 cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
                 *entry[3:],
-                labels_from_one=cfg.DATASETS.LABELS_FROM_ONE,
+                reduce_zero_label=cfg.DATASETS.REDUCE_ZERO_LABEL,
             )
 
 
@@ -107,7 +107,7 @@ def register_dataset(
     colors: Sequence[Sequence[int]] | None,
     image_dir: PathLike,
     label_dir: PathLike,
-    labels_from_one: bool = False,
+    reduce_zero_label: bool = False,
 ) -> None:
     """Check what was given and enter a dataset of semantic labels into both catalogs.
 
@@ -121,7 +121,7 @@ def register_dataset(
     """
     if name in DatasetCatalog:
         raise ValueError(f"dataset {name!r} is registered already; choose another name")
-    check_classes(name, class_names, ignore_label, labels_from_one)
+    check_classes(name, class_names, ignore_label, reduce_zero_label)
     metadata = {"stuff_classes": list(class_names)}
     if colors is not None:
         if len(colors) != len(class_names):
@@ -140,7 +140,7 @@ def register_dataset(
 
 
 def check_classes(
-    name: str, class_names: Sequence[str], ignore_label: int | None, labels_from_one: bool = False
+    name: str, class_names: Sequence[str], ignore_label: int | None, reduce_zero_label: bool = False
 ) -> None:
     """
     Raises:
@@ -150,7 +150,7 @@ def check_classes(
         raise ValueError(
             f"dataset {name!r}: class_names has to be a list of names, got {class_names!r}"
         )
-    if labels_from_one and (ignore_label != 255 or len(class_names) > 255):
+    if reduce_zero_label and (ignore_label != 255 or len(class_names) > 255):
         raise ValueError(
             f"dataset {name!r}: labels that count from one need ignore_label 255 and at most 255 "
             f"classes; there are ignore_label {ignore_label} and {len(class_names)} classes"

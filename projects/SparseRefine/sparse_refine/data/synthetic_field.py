@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import write_whole
+from ..storage.files import write_whole
 from . import synthetic
 from .folders import PathLike
 from .registration import register_dataset

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from ..coarse import CoarseOutput
 from ..selector import BudgetSelector, Selector
 from .metrics import boundary_band, boundary_counts, confusion_matrix, summarize
 from .predictions import label_map_of
@@ -19,10 +20,10 @@ def one_coarse_pass(model: nn.Module):
     """Inside, the base of a SparseRefine runs at the first call alone: for calls on ONE image."""
     forward, kept = model.coarse.forward, []
 
-    def once(batched_inputs: list[dict], record: bool = False) -> list[dict]:
+    def once(inputs: Sequence[dict]) -> list[CoarseOutput]:
         if not kept:
-            kept.extend(forward(batched_inputs, record))
-        return [dict(output) for output in kept]
+            kept.extend(forward(inputs))
+        return list(kept)
 
     model.coarse.forward = once  # the instance's attribute goes before the method of its class
     try:

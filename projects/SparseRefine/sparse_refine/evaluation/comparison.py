@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.reading import read_labels
-from ..files import write_whole
+from ..storage.files import write_whole
 from .evaluator import SparseRefineEvaluator
 from .metrics import fold_ignore
 from .predictions import predictions_of

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
 
 from ..data import read_labels
+from ..modeling.building import refines
 from .cityscapes import CityscapesSemSegEvaluator, import_cityscapesscripts
 from .evaluator import SparseRefineEvaluator
 from .panoptic import PanopticEvaluator, import_panopticapi
@@ -69,7 +70,7 @@ def build_evaluators(
     if resume:
         return ours, DatasetEvaluators([ours])
     beside = []
-    refine = cfg.MODEL.META_ARCHITECTURE == "SparseRefine"
+    refine = refines(cfg)
     if kind in CITYSCAPES_TYPES:
         beside.append(CityscapesSemSegEvaluator(dataset_name))
     elif not (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):

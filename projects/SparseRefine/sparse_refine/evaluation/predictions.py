@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels import argmax_labels
+from ..resampling import argmax_labels
 
 # The predictions that SparseRefine offers, and the only one of any other model.
 # The last is the model's answer.

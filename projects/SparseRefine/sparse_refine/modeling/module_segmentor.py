@@ -8,8 +8,21 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ..importing import import_object
+from .importing import import_object
 from .segmentor import Segmentor
+
+
+def add_module_config(cfg: CfgNode) -> None:
+    """Declare MODEL.MODULE in `cfg`, in place."""
+    # ---- plain PyTorch modules -------------------------------------------------------------------
+    cfg.MODEL.MODULE = CfgNode()
+    # What makes the module: "package.module:name" or "path/to/file.py:name", a class or a function.
+    cfg.MODEL.MODULE.PATH = ""
+    cfg.MODEL.MODULE.ARGS = CfgNode(new_allowed=True)  # its keyword arguments, any mapping
+    # Whether it comes with its weights: then it serves as a frozen base without BASE.WEIGHTS.
+    cfg.MODEL.MODULE.PRETRAINED = False
+    cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
+    cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
 
 
 @META_ARCH_REGISTRY.register()
@@ -36,6 +49,10 @@ class ModuleSegmentor(Segmentor):
     def __init__(self, module: nn.Module, **options):
         super().__init__(**options)
         self.module = module
+
+    @classmethod
+    def comes_with_weights(cls, cfg: CfgNode) -> bool:
+        return bool(cfg.MODEL.MODULE.PRETRAINED)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -86,6 +103,17 @@ class ModuleSegmentor(Segmentor):
                 "that holds them under 'out', are needed"
             )
         return scores
+
+
+def as_segmentor(module: nn.Module, **options) -> nn.Module:
+    """What speaks Detectron2's lists of dicts as it is (a `Segmentor`, a registered
+    meta-architecture, what has an attribute `sem_seg_head`); else a `ModuleSegmentor` with
+    `options` around it."""
+    name = type(module).__name__
+    registered = name in META_ARCH_REGISTRY and META_ARCH_REGISTRY.get(name) is type(module)
+    if registered or isinstance(module, Segmentor) or hasattr(module, "sem_seg_head"):
+        return module
+    return ModuleSegmentor(module, **options)
 
 
 def plain(node):

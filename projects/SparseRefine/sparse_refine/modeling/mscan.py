@@ -9,6 +9,7 @@ B images, C channels, (h,w) the size at the stage.
 from __future__ import annotations
 
 import torch
+from detectron2.config import CfgNode as CN
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
@@ -26,6 +27,15 @@ SIZES = {
 MLP_RATIOS = (8, 8, 4, 4)
 _STRIPS = (7, 11, 21)
 _LAYER_SCALE = 1e-2  # initial factor on each residual half
+
+
+def add_mscan_config(cfg: CN) -> None:
+    """Declare MODEL.MSCAN in `cfg`, in place."""
+    # ---- SegNeXt's backbone ----------------------------------------------------------------------
+    cfg.MODEL.MSCAN = CN()
+    cfg.MODEL.MSCAN.SIZE = "t"  # t, s, b or l
+    cfg.MODEL.MSCAN.DROP_PATH = 0.0  # stochastic depth in training, 0..1 (the paper: 0.1, l: 0.3)
+    cfg.MODEL.MSCAN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
 
 
 class StripAttention(nn.Module):

@@ -11,9 +11,23 @@ from __future__ import annotations
 import math
 
 import torch
+from detectron2.config import CfgNode as CN
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
+
+
+def add_timm_config(cfg: CN) -> None:
+    """Declare MODEL.TIMM in `cfg`, in place."""
+    # ---- backbones of timm -----------------------------------------------------------------------
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet50"  # a model of timm.list_models()
+    cfg.MODEL.TIMM.PRETRAINED = False  # timm's weights, from its cache or the network
+    # timm's numbers of the feature maps to return, from 0; [] for all of stride 4 and more. They
+    # are called res2 (stride 4), res3 (stride 8) ...
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # More arguments of timm.create_model, as [name, value] pairs: [["drop_path_rate", 0.1]].
+    cfg.MODEL.TIMM.OPTIONS = []
 
 
 class TimmBackbone(Backbone):

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on a pixel grid. Knows nothing of segmentation.
 
-`build_grid(backend, sites, sizes, levels, downsample)` makes a grid, the one interface that layers
+`build_grid(backend, sites, levels, downsample)` makes a grid, the one interface that layers
 see; `SparseUNet` is written on it once and runs on every engine with the same parameters.
 """
 
 from __future__ import annotations
 
-import torch
-
+from ..sites import Sites
 from .patches import Patches
 from .pyramid import Pyramid
 from .torch_engine import TorchGrid
@@ -21,8 +20,7 @@ __all__ = ["BACKENDS", "PRESETS", "Patches", "Pyramid", "SparseUNet", "TorchGrid
 
 def build_grid(
     backend: str,
-    sites: torch.Tensor,
-    sizes: list[tuple[int, int]],
+    sites: Sites,
     levels: int,
     downsample: str = "floor",
 ):
@@ -30,8 +28,7 @@ def build_grid(
 
     Args:
         backend: "torch", "minkowski", or "auto" (minkowski on a CUDA device where it is installed).
-        sites: (P,3) int64, unique (image, y, x), in raster order of each image.
-        sizes: (H,W) of each image, in pixels.
+        sites: of the full resolution.
         levels: resolutions, the full one included.
         downsample: "floor" or "reach", where coarser levels have their sites (see `Pyramid`).
 
@@ -41,8 +38,8 @@ def build_grid(
     """
     if backend not in BACKENDS:
         raise ValueError(f"MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND is {backend!r}: one of {BACKENDS}")
-    pyramid = Pyramid(sites, sizes, levels, downsample)
-    if backend == "torch" or (backend == "auto" and not sites.is_cuda):
+    pyramid = Pyramid(sites, levels, downsample)
+    if backend == "torch" or (backend == "auto" and sites.device.type != "cuda"):
         return TorchGrid(pyramid)
     from .minkowski_engine import MinkowskiGrid, minkowski_available
 

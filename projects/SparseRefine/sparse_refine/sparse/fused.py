@@ -51,11 +51,3 @@ def _kernels(device: int):
         )
         return None
     return triton_kernels
-
-
-def tf32_allowed() -> bool:
-    """Whether convolutions in float32 may round their inputs to TF32, as cuDNN's may by default."""
-    convolutions = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(convolutions, "fp32_precision"):  # torch 2.9
-        return convolutions.fp32_precision == "tf32"
-    return torch.backends.cudnn.allow_tf32

@@ -132,8 +132,6 @@ class MinkowskiGrid:
         key, (order, back) = self._manager.insert_and_map(
             coordinates.to(torch.int32).contiguous(), tensor_stride=step
         )
-        if len(order) != len(sites):  # MinkowskiEngine would drop the others without a word
-            raise ValueError(f"{len(sites)} sites, of which {len(order)} differ: each must be once")
         return key, order.long(), back.long()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from ..sites import Sites
 from .pyramid import Level
 
 
@@ -16,23 +17,23 @@ class Patches:
     a quarter in number. Pixels of a patch that were not selected are zeros.
 
     Args:
-        sites: (P,3) int64 (image, y, x), unique, raster order in each image.
-        sizes: (H,W) of each image.
+        sites: of the pixels, P.
+        side: of a patch, in pixels.
 
     Attributes:
-        sites: (N,3) int64, the patches, in raster order. sizes: of the images, in patches.
+        sites: the patches, N, as pixels of images that are smaller by `side`.
     """
 
-    def __init__(self, sites: torch.Tensor, sizes: list[tuple[int, int]], side: int):
+    def __init__(self, sites: Sites, side: int):
         self.side = side
-        self.sizes = [(-(-height // side), -(-width // side)) for height, width in sizes]
-        image, y, x = sites.unbind(1)
+        sizes = [(-(-height // side), -(-width // side)) for height, width in sites.sizes]
+        image, y, x = sites.coordinates.unbind(1)
         cells = image, y // side, x // side
-        level = Level(sites[:0], self.sizes)
+        level = Level(sites.coordinates[:0], sizes)
         occupied = torch.zeros(level.canvas, dtype=torch.bool, device=sites.device)
         level = level.filled(occupied.index_fill_(0, level.position(*cells), True))
-        self.sites = level.sites
-        row = level.rows(level.position(*cells)).long()
+        self.sites = Sites.ordered(level.sites, sizes)
+        row = level.rows(level.position(*cells)).long()  # (P,)
         self._place = row * side**2 + y % side * side + x % side
 
     def gather(self, features: torch.Tensor) -> torch.Tensor:

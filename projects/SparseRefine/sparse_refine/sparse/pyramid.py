@@ -12,6 +12,8 @@ import functools
 
 import torch
 
+from ..sites import Sites
+
 
 def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Numbers (N,) int64. On a GPU they are kept: each transfer waits for all that it has to do."""
@@ -133,8 +135,7 @@ class Pyramid:
     """Levels of sites, each half the resolution of the one before.
 
     Args:
-        sites: (P,3) int64, unique (image, y, x) in raster order of each image.
-        sizes: (H,W) of each image.
+        sites: of the full resolution.
         levels: how many, the full resolution included.
         downsample: where a stride-2 convolution puts its output sites.
             "floor": MinkowskiEngine's, the unique floor(site / 2), window -1..1 around 2 o.
@@ -144,13 +145,12 @@ class Pyramid:
     `window` is the first offset of that window: -1 or 0.
 
     Raises:
-        ValueError: an unknown `downsample`, or sites that are not (P,3).
+        ValueError: an unknown `downsample`.
     """
 
     def __init__(
         self,
-        sites: torch.Tensor,
-        sizes: list[tuple[int, int]],
+        sites: Sites,
         levels: int,
         downsample: str = "floor",
     ):
@@ -159,11 +159,9 @@ class Pyramid:
                 "MODEL.SPARSE_REFINE.EXTRACTOR.DOWNSAMPLE_SITES is "
                 f"{downsample!r}: one of ('floor', 'reach')"
             )
-        if sites.dim() != 2 or sites.shape[1] != 3:
-            raise ValueError(f"sites are {tuple(sites.shape)}: (P,3) of (image, y, x) are needed")
         self.downsample = downsample
         self.window = -1 if downsample == "floor" else 0
-        self.levels = [Level(sites, sizes)]
+        self.levels = [Level(sites.coordinates, sites.sizes)]
         for _ in range(levels - 1):
             self.levels.append(self._coarser(self.levels[-1]))
 

@@ -17,9 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .fused import tf32_allowed
 from .kernel_map import TapGroup
 from .norm import Statistics
+from .precision import tf32_allowed
 
 _PROGRAMS = 512  # of a weight gradient: a few for each multiprocessor of a large GPU
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from sparse_benchmark.cases import unet_products
 from sparse_benchmark.masks import read_masks
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.build import base_has_weights
-from sparse_refine.coarse import View
-from sparse_refine.engine import Trainer, load_model
-from sparse_refine.extractor import EXTRACTOR_REGISTRY
-from sparse_refine.labels import argmax_labels
+from sparse_refine.base import base_has_weights
+from sparse_refine.extractors import EXTRACTOR_REGISTRY
+from sparse_refine.inference.loading import load_model
+from sparse_refine.modeling.building import build_model
+from sparse_refine.resampling import argmax_labels, repeat_nearest
 from sparse_refine.selector import Selector
+from sparse_refine.sites import Sites, View
 from sparse_refine.sparse import Pyramid
 
 
@@ -50,7 +50,7 @@ def read_sites(path: str, size: tuple[int, int]) -> torch.Tensor:
             "the same shape is needed, of any size"
         )
     if (height, width) != size:
-        mask = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size)[0, 0].numpy()
+        mask = repeat_nearest(torch.from_numpy(mask), size).numpy()
     return torch.from_numpy(np.stack(mask.nonzero(), axis=1))
 
 
@@ -67,11 +67,11 @@ def build_models(
         model = load_model(cfg)
     else:
         random.append("the refiner")
-        model = Trainer.build_model(_with_preset(cfg, presets[0] if presets else None)).eval()
+        model = build_model(_with_preset(cfg, presets[0] if presets else None)).eval()
     if sites is not None:
         model.selector = GivenSites(model.selector, sites)
     node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
-    own = node.PRESET if node.NAME == "SparseUNetExtractor" else node.NAME
+    own = node.PRESET if hasattr(model.extractor, "unet") else node.NAME
     models = {presets[0] if presets else own: model}
     for preset in presets[1:] if presets else ():
         extractor = EXTRACTOR_REGISTRY.get(node.NAME)
@@ -79,10 +79,8 @@ def build_models(
             SparseRefine(
                 coarse=model.coarse,
                 selector=model.selector,
-                extractor=extractor(_with_preset(cfg, preset)).to(model.device),
+                extractor=extractor(_with_preset(cfg, preset), model.coarse.base),
                 ensembler=model.ensembler,
-                pixel_mean=model.pixel_mean.flatten().tolist(),
-                pixel_std=model.pixel_std.flatten().tolist(),
                 output="labels",
             )
             .to(model.device)
@@ -107,7 +105,7 @@ def refiner_multiply_adds(
         return None
     unet, levels = model.extractor.unet, model.extractor.unet.levels
     indexed = torch.cat([torch.zeros_like(sites[:, :1]), sites], dim=1)
-    pyramid = Pyramid(indexed, [size], levels, model.extractor.downsample)
+    pyramid = Pyramid(Sites(indexed, [size]), levels, model.extractor.downsample)
     total = sum(n * k * m for n, k, m in unet_products(unet, pyramid))
     for part in (model.extractor.classifier, model.ensembler):
         linear = (m for m in part.modules() if isinstance(m, nn.Linear))

@@ -14,10 +14,11 @@ from tabulate import tabulate
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.engine import Trainer, load_model
 from sparse_refine.evaluation.benchmarking import median_and_spread, once, peak_bytes, take_turns
 from sparse_refine.evaluation.counting import products_of
 from sparse_refine.evaluation.timing import ForwardTimer
+from sparse_refine.inference.loading import load_model
+from sparse_refine.modeling.building import build_model, refines
 from sparse_refine.modeling.folded_head import fold_head, unfold_head
 from sparse_refine.modeling.mix_transformer import SIZES
 from sparse_refine.modeling.token_merging import apply_token_merging, remove_token_merging
@@ -46,13 +47,13 @@ def build(
     cfg: CfgNode, sites: torch.Tensor | None, dense: bool
 ) -> tuple[SparseRefine | None, nn.Module, list[str]]:
     """SparseRefine, or None where it is not to be timed; the base; what has random weights."""
-    if cfg.MODEL.META_ARCHITECTURE == "SparseRefine":
+    if refines(cfg):
         models, random = build_models(cfg, None, sites)
         (model,) = models.values()
         return (None if dense else model), model.coarse.base, random
     if cfg.MODEL.WEIGHTS:
         return None, load_model(cfg), []
-    return None, Trainer.build_model(cfg).eval(), ["the model"]
+    return None, build_model(cfg).eval(), ["the model"]
 
 
 def merged_copy(model: nn.Module, merging: str, head: str) -> nn.Module:

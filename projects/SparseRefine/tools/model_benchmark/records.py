@@ -12,7 +12,6 @@ from tabulate import tabulate
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.coarse import low_size
 from sparse_refine.evaluation.benchmarking import (
     median_and_spread,
     once,
@@ -21,6 +20,7 @@ from sparse_refine.evaluation.benchmarking import (
 )
 from sparse_refine.evaluation.counting import multiply_adds
 from sparse_refine.evaluation.stages import STAGES, StageTimer
+from sparse_refine.resampling import low_size
 
 from .arms import dense_labels, refiner_multiply_adds
 

@@ -9,6 +9,7 @@ from typing import Callable
 import torch
 from torch import nn
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, SparseUNet, build_grid
 from sparse_refine.sparse.layers import SparseConv2d
 
@@ -72,7 +73,7 @@ class LayerPeer:
         backend = "minkowski" if engine == "minkowski" else "torch"
         levels = len(pyramid.levels)
         self.engine, self.backend = engine, backend
-        self.grid = build_grid(backend, sites, sizes, levels, pyramid.downsample)
+        self.grid = build_grid(backend, Sites(sites, sizes), levels, pyramid.downsample)
 
     def make_maps(self, case: Case) -> None:
         """All that is made once for convolutions of this kind and size."""
@@ -128,6 +129,6 @@ def unet_call(engine: str, unet: SparseUNet, pyramid: Pyramid, features: torch.T
 
     def forward():
         with autocast_of(engine, features.device):
-            return unet(features, build_grid(backend, sites, sizes, unet.levels))
+            return unet(features, build_grid(backend, Sites(sites, sizes), unet.levels))
 
     return in_pass(forward, list(unet.parameters()), train)

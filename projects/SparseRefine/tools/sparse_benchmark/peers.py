@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_refine.evaluation.benchmarking import once
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, build_grid
 from sparse_refine.sparse.minkowski_engine import minkowski_available
 
@@ -236,7 +237,7 @@ def maps_call(engine: str, pyramid: Pyramid):
     def call():
         sites, sizes = pyramid.levels[0].sites, pyramid.levels[0].sizes
         backend = "minkowski" if engine == "minkowski" else "torch"
-        grid = build_grid(backend, sites, sizes, len(pyramid.levels))
+        grid = build_grid(backend, Sites(sites, sizes), len(pyramid.levels))
         x, last = grid.enter(features), len(pyramid.levels) - 1
         for level in range(last + 1):
             x = grid.submanifold(x, weight, level)

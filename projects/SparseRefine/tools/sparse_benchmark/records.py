@@ -14,7 +14,7 @@ import torch
 from tabulate import tabulate
 
 from sparse_refine.evaluation.benchmarking import median_and_spread, once, peak_bytes, take_turns
-from sparse_refine.files import write_whole
+from sparse_refine.storage.files import write_whole
 
 LEAST = 3  # rounds
 QUICK = 0.5  # seconds: a faster call is warmed up twice

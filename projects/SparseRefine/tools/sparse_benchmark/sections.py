@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import torch
 
+from sparse_refine.sites import Sites
 from sparse_refine.sparse import PRESETS, Pyramid, SparseUNet
 
 from .cases import Case, unet_call, unet_products
@@ -31,7 +32,7 @@ def report(records: list[dict]) -> None:
 
 
 def pyramid_of(mask: np.ndarray, device: torch.device, levels: int, downsample: str) -> Pyramid:
-    return Pyramid(sites_of(mask, device), [mask.shape], levels, downsample)
+    return Pyramid(Sites(sites_of(mask, device), [mask.shape]), levels, downsample)
 
 
 def features_of(pyramid: Pyramid, level: int, channels: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparse_refine.evaluation import predictions_of
-from sparse_refine.panel import draw_window, fit_tile, lay_out
-from sparse_refine.pictures import (
+from sparse_refine.visualization.panel import draw_window, fit_tile, lay_out
+from sparse_refine.visualization.pictures import (
     densest_window,
     entropy_picture,
     grey_picture,

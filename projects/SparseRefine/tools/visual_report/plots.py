@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_refine.files import write_whole
+from sparse_refine.storage.files import write_whole
 
 from .measure import Measured
 

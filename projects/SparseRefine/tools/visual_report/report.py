@@ -14,8 +14,8 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from sparse_refine.files import write_whole
-from sparse_refine.pictures import write_picture
+from sparse_refine.storage.files import write_whole
+from sparse_refine.visualization.pictures import write_picture
 
 from . import pictures, plots
 from .measure import ImageResult, Measured

@@ -153,7 +153,7 @@ def _of_the_whole(check: DatasetCheck) -> Iterable[Finding]:
         yield Finding(
             "labels count from one",
             f"{name}: labels reach {classes}, and {classes} classes are 0..{classes - 1}. If the "
-            "files count from 1, with 0 for no class, set DATASETS.LABELS_FROM_ONE",
+            "files count from 1, with 0 for no class, set DATASETS.REDUCE_ZERO_LABEL",
         )
     if len(values) == 1 and check.ignore_label in check.pixels and (classes or 2) > 1:
         yield Finding(

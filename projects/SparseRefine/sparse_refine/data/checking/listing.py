@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..folders import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, files_by_stem, split_entries
-from ..labels_from_one import PREFIX as LABELS_FROM_ONE
+from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 from .findings import Finding
 
 
@@ -42,7 +42,7 @@ def list_registered(name: str) -> Listing:
     known = MetadataCatalog.get(name).as_dict()
     folders = [Path(known.get(key) or "") for key in ("image_root", "sem_seg_root")]
     if "split_file" in known and all(folder.is_dir() for folder in folders):
-        prefix = LABELS_FROM_ONE if known["labels_from_one"] else ""
+        prefix = REDUCE_ZERO_LABEL if known["reduce_zero_label"] else ""
         listing = list_folder(name, *folders, known["split_file"], prefix)
     else:
         listing = Listing(name)

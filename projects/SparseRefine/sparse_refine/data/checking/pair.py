@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from ..labels_from_one import PREFIX as LABELS_FROM_ONE
 from ..reading import (
     check_labels,
     check_same_size,
@@ -18,6 +17,7 @@ from ..reading import (
     read_orientation,
     read_size,
 )
+from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 from .findings import Finding
 
 MOST_VALUES = 1000  # of a label map that are kept: a depth map has as many as it has pixels
@@ -89,7 +89,7 @@ def _read(pair: CheckedPair, reader, file_name: str, format_kind: str) -> np.nda
         kind, message = ("truncated" if _has_header(file_name) else "unreadable"), str(error)
     except Exception as error:  # decoders of hostile files raise whatever they like
         kind, message = "unreadable", f"{type(error).__name__}: {error}"
-    if file_name.replace(LABELS_FROM_ONE, "") not in message:
+    if file_name.replace(REDUCE_ZERO_LABEL, "") not in message:
         message = f"{file_name}: {message}"
     pair.findings.append(Finding(kind, message, (file_name,)))
     return None
@@ -97,7 +97,7 @@ def _read(pair: CheckedPair, reader, file_name: str, format_kind: str) -> np.nda
 
 def _has_header(file_name: str) -> bool:
     try:
-        return min(read_size(file_name.replace(LABELS_FROM_ONE, ""))) > 0
+        return min(read_size(file_name.replace(REDUCE_ZERO_LABEL, ""))) > 0
     except (OSError, ValueError):
         return False
 

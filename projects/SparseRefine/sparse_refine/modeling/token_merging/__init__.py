@@ -6,7 +6,13 @@ Segmentation", arXiv 2405.14467. The number of tokens between blocks stays, so t
 serves as it is.
 """
 
-from .applying import PRESETS, apply_configured, apply_token_merging, remove_token_merging
+from .applying import (
+    PRESETS,
+    add_token_merging_config,
+    apply_configured,
+    apply_token_merging,
+    remove_token_merging,
+)
 from .attention import StageMerging
 from .matching import Merge
 
@@ -14,6 +20,7 @@ __all__ = [
     "PRESETS",
     "Merge",
     "StageMerging",
+    "add_token_merging_config",
     "apply_configured",
     "apply_token_merging",
     "remove_token_merging",

@@ -20,6 +20,22 @@ from .matching import Merge
 logger = logging.getLogger(__name__)
 
 
+def add_token_merging_config(cfg: CfgNode) -> None:
+    """Declare MODEL.TOKEN_MERGING in `cfg`, in place."""
+    # ---- token merging, SegFormer++ --------------------------------------------------------------
+    # In the attention of SegFormer, PVT, ViT, DeiT and DPT of transformers and of MixTransformer,
+    # in the dense model or in the base. Any checkpoint serves, and training needs nothing more.
+    cfg.MODEL.TOKEN_MERGING = CfgNode()
+    # "" merges nothing. The paper's: "hq", "fast", "2x2". "hq_near" and "fast_near" compare a token
+    # with the destinations of the 3 x 3 cells around it alone, which is faster.
+    cfg.MODEL.TOKEN_MERGING.PRESET = ""
+    # In its place, an entry for each stage: {query: MERGE, key_value: MERGE}, one of them, both or
+    # {}. MERGE is {cell: [rows, columns], rate: share of the tokens that are merged, 0..1, reach:
+    # cells to compare with on each side}; without a reach all of the map, without a rate the mean
+    # of each cell.
+    cfg.MODEL.TOKEN_MERGING.STAGES = []
+
+
 def _matched(rates: tuple[float, float], cells: tuple[int, int], reach: int | None = None):
     """Keys and values in the stages of strides 4 and 8, queries in those of 16 and 32."""
     early, late = (Merge((n, n), rate, reach) for n, rate in zip(cells, rates))

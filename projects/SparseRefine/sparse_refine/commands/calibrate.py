@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many pixels to refine: accuracy against cost on your own images, and the yaml for your goal.
+
+    python -m sparse_refine calibrate --model rgbweed/sparse_refine \\
+        --dataset rgbweed_train --keep-accuracy 0.95 --output output/calibration
+    python -m sparse_refine calibrate --config-file C.yaml --weights W.safetensors \\
+        --images photographs --seconds 1.5 --output output/calibration [KEY VALUE ...]
+
+Goals, one of which is given:
+  --fraction F        refine this mean share of the pixels
+  --seconds S         an image takes at most S seconds, measured on this machine
+  --keep-accuracy A   keep the share A of the largest gain in mIoU (needs labels)
+
+Prints a table of what settings of the selector give, and writes OUTPUT/curve.png and
+OUTPUT/calibrated.yaml, a leaf of the config for train_net.py and all other programs.
+
+With --base-only there is no refiner yet: the threshold for a --fraction is found from the base's
+weights (MODEL.SPARSE_REFINE.BASE.WEIGHTS), before training, which sees the selected pixels alone.
+
+--fit-temperature also fits MODEL.SPARSE_REFINE.BASE.TEMPERATURE (needs labels), one scalar that
+brings the coarse probabilities closer to how often they are right. It matters for a threshold: in
+nats it then says how often such pixels are wrong. It does not say how many there are: two bases on
+rgbweed select 7 and 12 % of the pixels at 0.3 nats, and 10 and 19 % at their temperatures of 1.3
+and 2.5; for a share that does not hang on the base take a budget, or --fraction. A budget hardly
+notices a temperature: of a tenth of the pixels 98 and 93 % stayed the same. Fit it before the
+refiner is trained: refiner and gate read the coarse probabilities, and what a refiner that was
+trained at another temperature gains or loses by the change, the table shows: it is measured at the
+new one.
+
+Use images that the base was not trained on: on its training images it is surer than elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ..base import base_has_weights
+from ..calibration import curve, goals, report
+from ..calibration.images import Images, dicts_of_folder
+from ..calibration.kinds import KINDS, kind_of, rounded
+from ..config import load_config
+from ..evaluation.checks import check_datasets
+from ..inference import model_zoo
+from ..modeling.building import build_model
+from .arguments import (
+    add_model,
+    check_model,
+    check_refines,
+    errors_in_a_line,
+    load_refining,
+    positive,
+)
+from .memory import keep_freed_memory
+
+NOTHING_TO_CALIBRATE = "only SparseRefine has something to calibrate"
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argument_parser()
+    args = parser.parse_args(arguments)
+    keep_freed_memory()
+    with errors_in_a_line(parser):
+        calibrate(args)
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    check(args)
+    leaf, plot = args.output / "calibrated.yaml", args.output / "curve.png"
+    cfg, model = load(args)
+    kind = kind_of(args.selector or cfg.MODEL.SPARSE_REFINE.SELECTOR.NAME)
+    if args.dataset:
+        dicts = DatasetCatalog.get(args.dataset)
+    else:
+        dicts = dicts_of_folder(cfg, args.images, args.labels)
+    images = Images(cfg, dicts, args.limit, progress=not args.quiet)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+    if args.fit_temperature:
+        fit = curve.sample_pixels(model, images.source("temperature"), len(images), classes).fit()
+        model.coarse.temperature = rounded(fit.temperature)
+        print(
+            f"temperature {fit.temperature:.4g}: a label's negative log-likelihood is "
+            f"{fit.before:.4f} nats at 1, {fit.after:.4f} at {fit.temperature:.4g}"
+        )
+    histogram = curve.count_uncertainty(model, images.source("uncertainty"), kind, classes)
+    fractions = {*args.fractions, *([args.fraction] if args.fraction is not None else [])}
+    if args.base_only:
+        points = curve.points_of_base(histogram, kind, sorted(fractions))
+        setting = kind.to_setting(histogram, args.fraction)
+    else:
+        settings = {kind.to_setting(histogram, fraction) for fraction in fractions}
+        measuring = curve.Curve(
+            model, images.source("measuring"), kind, classes, cfg.TEST.BOUNDARY_DISTANCE
+        )
+        points = in_order(measuring.measure(sorted(settings)))
+        setting = kind.to_setting(histogram, wanted_fraction(args, points))
+        if setting not in settings:
+            points = in_order([*points, measuring.measure([setting])[1]])
+    (chosen,) = (point for point in points if point.setting == setting)
+
+    print(report.table(points, chosen, f"{kind.selector.__name__} {kind.key}"))
+    if args.seconds is not None and chosen.seconds > args.seconds:
+        print(f"measured again it took {chosen.seconds:.3g} seconds: this machine's seconds vary")
+    elif args.seconds is not None and chosen is points[-1]:
+        print("no more was measured: larger --fractions may fit as well")
+    config_file = args.config_file or model_zoo.get_config_file(args.model)
+    changes = report.changed_keys(config_file, kind, setting, model.coarse.temperature)
+    args.output.mkdir(parents=True, exist_ok=True)
+    title = f"{args.model or Path(config_file).name}, images: {len(images)}"
+    report.draw(plot, f"{title}; chosen: {kind.key} {setting:g}", points, chosen, histogram)
+    report.write_leaf(leaf, config_file, about(args, model, len(images), chosen), changes)
+    changed = ", ".join(f"{key} {value}" for key, value in changes.items()) or "nothing"
+    print(f"{leaf}: changes {changed}\n{plot}: the curve")
+
+
+def in_order(points: list[curve.Point]) -> list[curve.Point]:
+    return sorted(points, key=lambda point: point.fraction)
+
+
+def wanted_fraction(args: argparse.Namespace, points: list[curve.Point]) -> float:
+    if args.seconds is not None:
+        return goals.fraction_for_seconds(points, args.seconds)
+    if args.keep_accuracy is not None:
+        return goals.fraction_for_accuracy(points, args.keep_accuracy)
+    return args.fraction
+
+
+def about(args: argparse.Namespace, model, images: int, chosen: curve.Point) -> list[str]:
+    """The comment on top of the yaml."""
+    goal = next(
+        text.format(value)
+        for value, text in (
+            (args.fraction, "a share of {:g} of the pixels"),
+            (args.seconds, "at most {:g} seconds an image"),
+            (args.keep_accuracy, "a share of {:g} of the largest gain in mIoU"),
+        )
+        if value is not None
+    )
+    lines = [f"Made by `sparse_refine calibrate` for {goal},"]
+    facts = f"{100 * chosen.fraction:.2f} % selected"
+    if chosen.seconds is not None:
+        facts += f", {chosen.seconds:.3g} seconds an image on {device_name(model.device)}"
+    lines.append(f"on {args.dataset or args.images} (images: {images}): {facts}.")
+    if args.opts:
+        lines.append(f"Calibrated with {' '.join(args.opts)}, which it does not hold.")
+    return lines
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be known before anything is loaded."""
+    import matplotlib  # noqa: F401
+
+    leaf = args.output / "calibrated.yaml"
+    if leaf.exists() and not args.force:
+        raise FileExistsError(f"{leaf} exists: choose another --output, or --force replaces it")
+    check_model(args)
+    limits = {"fraction": 1, "keep_accuracy": 1, "seconds": float("inf")}
+    for name, high in limits.items():
+        value = getattr(args, name)
+        if value is not None and not 0 < value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} is {value:g}: above 0, up to {high}")
+    wrong = [f for f in args.fractions if not 0 < f <= 1]
+    if wrong:
+        raise ValueError(f"--fractions {wrong[0]:g}: shares of the pixels, above 0, up to 1")
+    if args.labels and not args.images:
+        raise ValueError("--labels belongs to --images")
+    if args.weights and args.base_only:
+        raise ValueError("--weights are a refiner's, for a --config-file without --base-only")
+    if args.base_only and (args.model or args.fraction is None):
+        raise ValueError("--base-only goes with --config-file and --fraction: nothing is refined")
+    for name in ("fit_temperature", "keep_accuracy"):
+        if getattr(args, name) and not (args.dataset or args.labels):
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs labels: --labels FOLDER beside --images, or a "
+                "registered --dataset"
+            )
+
+
+def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
+    """
+    Raises:
+        ValueError, KeyError, FileNotFoundError: what is wrong with config, weights or data set.
+    """
+    options = ["DATASETS.TRAIN", (), *(["DATASETS.TEST", (args.dataset,)] if args.dataset else [])]
+    options += args.opts
+    if args.base_only:
+        cfg = model_zoo.with_base_weights(load_config(args.config_file, options))
+        check_refines(args, cfg, NOTHING_TO_CALIBRATE)
+    else:
+        predictor = load_refining(args, options, NOTHING_TO_CALIBRATE)
+        cfg = predictor.cfg
+    if args.dataset:
+        check_datasets(cfg)
+    if not args.base_only:
+        return cfg, predictor.model
+    if not base_has_weights(cfg):
+        raise ValueError(
+            "MODEL.SPARSE_REFINE.BASE.WEIGHTS is '': name the base's checkpoint, as KEY VALUE"
+        )
+    return cfg, build_model(cfg).eval()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"a CPU (torch's threads: {torch.get_num_threads()})"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model(parser)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--images", type=Path, metavar="FOLDER", help="your images")
+    data.add_argument("--dataset", metavar="NAME", help="or a registered split")
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps of --images")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--fraction", type=float, metavar="F", help="0..1, see above")
+    goal.add_argument("--seconds", type=float, metavar="S", help="above 0")
+    goal.add_argument("--keep-accuracy", type=float, metavar="A", help="0..1")
+    parser.add_argument("--base-only", action="store_true", help="there is no refiner yet")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--force", action="store_true", help="replace OUTPUT/calibrated.yaml")
+    parser.add_argument("--fit-temperature", action="store_true", help="see above")
+    parser.add_argument("--selector", choices=list(KINDS), help="else the config's own")
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F",
+        help=f"shares to measure; by default {' '.join(map(str, FRACTIONS))}",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=positive, metavar="N", help="N images from all over")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
+    return parser

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what stands on the command line to files, each with a name of its own for what is written.
+
+Nothing here opens an image: a broken one is found when its turn comes.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..data.folders import IMAGE_EXTENSIONS
+
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS
+
+
+def find_inputs(arguments: Sequence[str], output: Path, recursive: bool = False) -> list[Path]:
+    """The files that `arguments` name, in their order, each once.
+
+    Args:
+        arguments: files, folders (their images and videos, sorted; hidden ones are passed over) and
+            globs, which shells that do not expand them hand over ("**" goes into subfolders).
+        output: a folder whose files are left out where folders and globs come upon them: they are
+            the program's own.
+        recursive: look into subfolders of folders.
+
+    Raises:
+        FileNotFoundError: an argument names nothing.
+    """
+    found: dict[Path, Path] = {}
+    for argument in arguments:
+        paths = list(_named(argument, output.resolve(), recursive))
+        if not paths:
+            raise FileNotFoundError(f"{argument}: no such file, and no image or video in it")
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _named(argument: str, output: Path, recursive: bool) -> Iterator[Path]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        yield from _media(path.rglob("*") if recursive else path.iterdir(), path, output)
+    elif path.exists():  # before globs: a file may be called a[1].jpg
+        yield path
+    else:
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        yield from _media(matches, None, output)
+
+
+def _media(paths: Iterable[Path], folder: Path | None, output: Path) -> Iterator[Path]:
+    for path in sorted(paths):
+        parts = path.relative_to(folder).parts if folder else (path.name,)
+        hidden = any(part.startswith(".") for part in parts)
+        known = path.suffix.lower() in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+        if known and not hidden and path.is_file() and output not in path.resolve().parents:
+            yield path
+
+
+def assign_names(paths: Sequence[Path], earlier: dict[str, str]) -> dict[Path, str]:
+    """A name for each path, no two alike, not even where upper and lower case are one.
+
+    It is the file's name without its ending. Where two inputs, of this run or of earlier ones,
+    would share it, ending and folders come in: `a/x.jpg`, `b/x.jpg` become `a_x` and `b_x`, and
+    `x.jpg`, `x.png` of one folder `x_jpg` and `x_png`.
+
+    Args:
+        paths: different files.
+        earlier: names that inputs (resolved paths) have from earlier runs; they keep them.
+    """
+    taken = {name.casefold() for name in earlier.values()}
+    resolved = {path: path.resolve() for path in paths}
+    names = {path: earlier[str(full)] for path, full in resolved.items() if str(full) in earlier}
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        if path not in names:
+            groups.setdefault(path.stem.casefold(), []).append(path)
+    for group in groups.values():
+        for candidates in _candidates([resolved[path] for path in group]):
+            folded = {name.casefold() for name in candidates}
+            if len(folded) == len(group) and not folded & taken:
+                break
+        names.update(zip(group, candidates))
+        taken |= folded
+    return {path: names[path] for path in paths}
+
+
+def _candidates(group: list[Path]) -> Iterator[list[str]]:
+    """Names for files that share a stem, shortest first; without end."""
+    for depth in range(max(len(path.parts) for path in group)):
+        for ending in (False, True):
+            yield [
+                "_".join(
+                    [
+                        *(path.parts[max(1, len(path.parts) - 1 - depth) : -1]),
+                        path.stem,
+                        *([path.suffix[1:]] if ending else []),
+                    ]
+                )
+                for path in group
+            ]
+    number = 1
+    while True:
+        number += 1
+        yield [f"{path.stem}_{number + index}" for index, path in enumerate(group)]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What SparseRefine returns: the record of what it did to an image, which evaluators and pictures
+are made from, and the base's other outputs (panoptic maps, instances) at full size.
+
+The base could make those at full size itself if it were told the full "height" and "width", but
+then Mask2Former, for one, would interpolate each of its hundred masks to full size (0.8 GB at
+1024x2048), and `sem_seg` with them. Repeating the pixels of the finished map costs next to nothing,
+and is what the coarse prediction stands for anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from .resampling import repeat_nearest
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """One image's predictions, without any K x H x W tensor.
+
+    `labels` (H,W) integer: the fused label map, at the size of the image that the model was given.
+    `sites` (P,2) int64: (y, x) of the selected pixels, in raster order.
+    `coarse`, `refined`, `fused` (P,) integer: the three predictions at the sites; everywhere else
+    all three are the coarse one. `entropy` (h,w) float: of the coarse prediction, in nats.
+    """
+
+    labels: torch.Tensor
+    sites: torch.Tensor
+    coarse: torch.Tensor
+    refined: torch.Tensor
+    fused: torch.Tensor
+    entropy: torch.Tensor
+
+    @property
+    def selected_fraction(self) -> float:
+        """Selected pixels over all pixels, 0..1."""
+        return len(self.sites) / self.labels.numel()
+
+    def selected(self) -> torch.Tensor:
+        """(H,W) bool: which pixels were looked at again."""
+        mask = torch.zeros_like(self.labels, dtype=torch.bool)
+        mask[self.sites[:, 0], self.sites[:, 1]] = True
+        return mask
+
+    def label_map(self, kind: str) -> torch.Tensor:
+        """(H,W) labels with the "coarse", "refined" or "fused" prediction put in at the sites."""
+        if kind == "fused":
+            return self.labels
+        if kind not in ("coarse", "refined"):
+            raise ValueError(f"kind is {kind!r}: one of 'coarse', 'refined', 'fused'")
+        labels = self.labels.clone()
+        labels[self.sites[:, 0], self.sites[:, 1]] = getattr(self, kind)
+        return labels
+
+
+def full_size_outputs(output: dict, low: tuple[int, int], size: tuple[int, int]) -> dict:
+    """The outputs of one image but for `sem_seg`, from (h,w) = `low` to (H,W) = `size`.
+
+    "panoptic_seg" (map (h,w), segments) becomes (map (H,W), segments), with areas in pixels of the
+    new map where segments have one, and without segments that have no pixel in it; `Instances` get
+    their boxes and keypoints scaled and their masks (N,h,w) repeated. What is neither passes as it
+    is.
+    """
+    results = {key: value for key, value in output.items() if key != "sem_seg"}
+    if low == size:
+        return results
+    for key, value in results.items():
+        if key == "panoptic_seg" and isinstance(value, tuple):
+            results[key] = _panoptic(*value, size)
+        elif isinstance(value, Instances):
+            results[key] = _instances(value, low, size)
+    return results
+
+
+def _panoptic(ids: torch.Tensor, segments: list[dict] | None, size) -> tuple:
+    ids = repeat_nearest(ids, size)
+    if segments is None:
+        return ids, None
+    areas = [int((ids == segment["id"]).sum()) for segment in segments]
+    return ids, [
+        {**segment, "area": area} if "area" in segment else segment
+        for segment, area in zip(segments, areas)
+        if area  # a smaller map loses the smallest, and PQ is not counted for one without pixels
+    ]
+
+
+def _instances(instances: Instances, low, size) -> Instances:
+    scale_y, scale_x = size[0] / low[0], size[1] / low[1]
+    results = Instances(size)
+    for name, value in instances.get_fields().items():
+        if isinstance(value, Boxes):
+            value = value.clone()
+            value.scale(scale_x, scale_y)
+            value.clip(size)
+        elif isinstance(value, BitMasks):
+            value = BitMasks(repeat_nearest(value.tensor, size))
+        elif name == "pred_keypoints":  # (N,k,3): x, y, score
+            value = value.clone()
+            value[..., 0] *= scale_x
+            value[..., 1] *= scale_y
+        elif isinstance(value, torch.Tensor) and tuple(value.shape[1:]) == tuple(low):
+            value = repeat_nearest(value, size)  # masks
+        results.set(name, value)
+    return results
