@@ -40,6 +40,7 @@ setup(
     cmdclass={"build_py": BuildWithZoo},
     package_dir={"": PROJECT},
     packages=find_packages(PROJECT, include=["sparse_refine", "sparse_refine.*"]),
+    entry_points={"console_scripts": ["sparse-refine = sparse_refine.__main__:main"]},
     # OpenCV is left out on purpose: its wheels (opencv-python, -headless, -contrib-python ...) all
     # unpack into cv2/ and overwrite one another, pip does not know that one serves for another, and
     # whoever has a working Detectron2 has one of them.

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_refine.evaluation.benchmarking import median_and_spread, peak_bytes, take_turns
+from sparse_refine.evaluation.peak_memory import peak_bytes
+from sparse_refine.evaluation.timing import median_and_spread, take_turns
 
 TOOLS = Path(__file__).resolve().parents[1] / "projects" / "SparseRefine" / "tools"
 KEYS = {

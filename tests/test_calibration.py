@@ -80,11 +80,11 @@ def test_sampled_pixels_have_the_label_at_their_centre():
 
 
 def test_histogram_by_hand():
-    """Four low pixels over 3 x 3: they stand for 4, 2, 2 and 1 (first row and column twice)."""
+    """Four low pixels over 3 x 3: they stand for 4, 2, 2 and 1 (second row and column twice)."""
     histogram = UncertaintyHistogram(math.log(3))
     wrong = np.zeros((3, 3), dtype=bool)
-    wrong[0, :2] = wrong[2, 2] = True
-    histogram.add(np.array([[0.5, 0.0], [0.2, 0.9]]), (3, 3), wrong)
+    wrong[1, 1:] = wrong[0, 0] = True
+    histogram.add(np.array([[0.9, 0.2], [0.0, 0.5]]), (3, 3), wrong)
     # at 0.3: those with 0.5 and 0.9, 4 + 1 of 9 pixels, with all three errors
     for fraction, low, high, share, found in (
         (0.6, 0.2, 0.5, 5 / 9, 1.0),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_refine.storage.files import write_whole
+from sparse_refine.storage.files import check_replaceable, whole_folder, write_text, write_whole
 
 
 def test_written_and_replaced(tmp_path):
@@ -45,3 +45,39 @@ def test_a_pipe_is_written_to(tmp_path):
     write_whole(pipe, lambda name: Path(name).write_text("x"))
     assert os.read(reader, 10) == b"x" and stat.S_ISFIFO(pipe.stat().st_mode)
     os.close(reader)
+
+
+def test_texts_are_in_utf_8(tmp_path):
+    write_text(tmp_path / "a.txt", "ä\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_a_folder_is_put_in_place_whole(tmp_path):
+    path = tmp_path / "deep" / "report"
+    for text in ("first", "second"):
+        with whole_folder(path, "marker") as folder:
+            (folder / "marker").write_text(text)
+            (folder / text).touch()
+            assert not (path / text).exists()
+        assert sorted(os.listdir(path)) == sorted(["marker", text])
+    with pytest.raises(RuntimeError, match="in the middle"), whole_folder(path, "marker") as folder:
+        (folder / "half").touch()
+        raise RuntimeError("in the middle")
+    assert sorted(os.listdir(path)) == ["marker", "second"]
+    assert os.listdir(path.parent) == ["report"]
+
+
+def test_a_folder_of_others_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    check_replaceable(tmp_path / "mine", "marker")  # empty
+    check_replaceable(tmp_path / "new", "marker")
+    (tmp_path / "mine" / "thesis.txt").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for name, message in (
+        ("mine", "marker is missing"),
+        ("file", "is no folder"),
+        ("link", "is no folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} .*{message}"):
+            check_replaceable(tmp_path / name, "marker")

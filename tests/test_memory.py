@@ -36,7 +36,7 @@ def test_blocks_are_used_again():
 
 
 def test_other_systems_are_left_alone(monkeypatch):
-    from sparse_refine import memory
+    from sparse_refine.commands import memory
 
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("asked the C library"))

@@ -14,7 +14,8 @@ from PIL import Image
 
 from sparse_refine.data import read_image, read_labels
 from sparse_refine.results import Refinement
-from sparse_refine.visualization.panel import draw_window, refinement_panel
+from sparse_refine.visualization.layout import draw_window
+from sparse_refine.visualization.panel import refinement_panel
 from sparse_refine.visualization.pictures import (
     changed_picture,
     densest_window,

@@ -68,7 +68,7 @@ def test_output(predictor, image):
     assert (labels != coarse).any()
     # the base by itself on the small image
     item = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
-    low = made.model.coarse([item])[0]["sem_seg"]
+    low = made.model.coarse([item])[0].logits
     assert torch.equal(output["entropy"], entropy(low)) and output["entropy"].shape == (24, 32)
     assert torch.equal(coarse.long(), low.argmax(0).repeat_interleave(2, 0).repeat_interleave(2, 1))
     assert output["refinement"].selected_fraction == selected.float().mean()

@@ -96,7 +96,7 @@ def test_numbers_are_the_evaluators(run, tmp_path, capsys):
     assert content["results"] == pytest.approx(expected)
     assert content["images"][2]["file_name"].endswith("2.png")
     pixels = 4 * 40 * 56
-    net = sum(image["mended"] - image["spoiled"] for image in content["images"])
+    net = sum(image["improved"] - image["degraded"] for image in content["images"])
     gain = expected["pACC"] - expected["coarse/pACC"]
     assert 100 * net / pixels == pytest.approx(gain)
     assert [row["fraction"] for row in content["budgets"]] == [0.1, 0.3]
@@ -180,7 +180,7 @@ def test_what_helped_and_what_hurt(tool):
     assert choose([none], 1, "miou").helped == choose([none], 1, "miou").hurt == []
 
 
-def test_pictures_tell_mended_from_spoiled(tool):
+def test_pictures_tell_improved_from_degraded(tool):
     pictures = tool("visual_report.pictures")
     import torch
 
@@ -197,10 +197,10 @@ def test_pictures_tell_mended_from_spoiled(tool):
     shown = pictures.view(grey, output, truth, ["a", "b", "c"], [[9, 9, 9]] * 3)
     changes = shown.pictures["changes"]
     assert [tuple(pixel) for pixel in changes[0, :3].tolist()] == [
-        pictures.MENDED, pictures.STILL_WRONG, pictures.SPOILED,
+        pictures.IMPROVED, pictures.STILL_WRONG, pictures.DEGRADED,
     ]  # fmt: skip
     assert (changes[0, 3] == changes[1, 3]).all()
-    assert shown.counts == {"mended": 1, "spoiled": 1, "selected": 4, "before": 2, "after": 2}
+    assert shown.counts == {"improved": 1, "degraded": 1, "selected": 4, "before": 2, "after": 2}
     assert shown.windows == {}
 
 

@@ -62,7 +62,7 @@ def test_split_file(tmp_path, make, register):
             ["a.jpg", "b.jpg"],
             ["a.png"],
             None,
-            r"images/b.jpg has no labels, looked for b\(.*1 of 2",
+            "images/b.jpg has no labels, looked for b.png or .*labels; 1 of 2",
         ),
         (["a.jpg", "a.PNG"], ["a.png"], None, "images/a.PNG and .*images/a.jpg are images of one"),
         (["a.jpg"], ["a.png", "a.tif"], None, "a.png and .*a.tif are label files of one name"),

@@ -12,13 +12,8 @@ import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
-from sparse_refine.data.reading import (
-    check_labels,
-    check_same_size,
-    read_image,
-    read_labels,
-    read_size,
-)
+from sparse_refine.data import check_labels, check_same_size
+from sparse_refine.data.reading import read_image, read_labels, read_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[..., 0]

@@ -69,8 +69,8 @@ def half(labels: np.ndarray) -> np.ndarray:
 
 def double(low: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Back to full size by nearest neighbour, as the paper has it, in plain numpy."""
-    rows = np.arange(shape[0]) * low.shape[0] // shape[0]
-    columns = np.arange(shape[1]) * low.shape[1] // shape[1]
+    rows = (2 * np.arange(shape[0]) + 1) * low.shape[0] // (2 * shape[0])
+    columns = (2 * np.arange(shape[1]) + 1) * low.shape[1] // (2 * shape[1])
     return low[rows][:, columns]
 
 

@@ -11,7 +11,7 @@ from sparse_refine.data import read_labels
 from sparse_refine.data.loader import build_test_loader
 from sparse_refine.evaluation import SparseRefineEvaluator
 from sparse_refine.evaluation.budgets import BudgetSweep, one_coarse_pass, selecting
-from sparse_refine.evaluation.metrics import fold_ignore
+from sparse_refine.evaluation.metrics import remap_ignored
 from sparse_refine.selector import BudgetSelector
 
 FRACTIONS = (0.1, 0.4)
@@ -59,7 +59,7 @@ def test_sweep_is_what_the_evaluator_says(model, make_cfg, tiny_dataset):
     name = tiny_dataset(count=2)
     sweep = BudgetSweep(model, 3, FRACTIONS, boundary_distance=2)
     for inputs in build_test_loader(make_cfg(), name):
-        truth = fold_ignore(read_labels(inputs[0]["sem_seg_file_name"]), 3, 255)
+        truth = remap_ignored(read_labels(inputs[0]["sem_seg_file_name"]), 3, 255)
         sweep.add(inputs, truth)
     for row, fraction in zip(sweep.results(), FRACTIONS):
         evaluator = SparseRefineEvaluator(name, boundary_distance=2, distributed=False)

@@ -45,12 +45,12 @@ def test_a_class_can_be_the_ignore_label():
     assert counts.tolist() == [[0, 0], [0, 1]]
 
 
-def test_fold_ignore_is_free_when_done():
-    folded = metrics.fold_ignore(TRUTH, 3, 255)
+def test_remap_ignored_is_free_when_done():
+    folded = metrics.remap_ignored(TRUTH, 3, 255)
     assert folded.tolist() == [[0, 0, 1], [2, 3, 1]] and TRUTH[1, 1] == 255
-    assert np.shares_memory(metrics.fold_ignore(folded, 3, 3), folded)
-    assert metrics.fold_ignore(np.array([[254, 255]]), 255, 255).dtype == np.uint8
-    assert metrics.fold_ignore(np.array([[255, 300]]), 256, 300).tolist() == [[255, 256]]
+    assert np.shares_memory(metrics.remap_ignored(folded, 3, 3), folded)
+    assert metrics.remap_ignored(np.array([[254, 255]]), 255, 255).dtype == np.uint8
+    assert metrics.remap_ignored(np.array([[255, 300]]), 256, 300).tolist() == [[255, 256]]
 
 
 @pytest.mark.parametrize("value", [3, 255, -1])

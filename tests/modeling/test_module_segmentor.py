@@ -109,7 +109,7 @@ def test_what_is_no_class_scores(returned, named):
 def test_the_modules_state_is_its_own():
     """No normalisation among the weights: a checkpoint of the module loads under one prefix."""
     model = ModuleSegmentor(nn.Conv2d(3, 2, 1)).eval()
-    assert set(model.state_dict()) == {"module.weight", "module.bias"}
+    assert set(model.state_dict()) == {"network.weight", "network.bias"}
 
 
 # ---- from a config -------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ MODEL:
 
 def test_a_users_file(from_yaml):
     base = build_base(from_yaml())
-    assert base.module.options == {"a": [1, 2], "b": None} and type(base.module.options) is dict
+    assert base.network.options == {"a": [1, 2], "b": None} and type(base.network.options) is dict
     (output,) = base.eval()([{"image": image_of(13, 21)}])
-    assert output["sem_seg"].shape == (3, 13, 21) and base.module.seen.shape == (1, 3, 16, 24)
+    assert output["sem_seg"].shape == (3, 13, 21) and base.network.seen.shape == (1, 3, 16, 24)
     assert base.pixel_mean.flatten().tolist() == [127] * 3
     text = from_yaml().dump()
     assert "!!python" not in text and "widths" in text
@@ -180,16 +180,16 @@ def test_order_of_channels(from_yaml, wanted, flipped):
     base = build_base(from_yaml(NODE + "FORMAT", wanted, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]))
     base.eval()([{"image": torch.zeros(3, 4, 4)}])
     order = [3, 2, 1] if flipped else [1, 2, 3]
-    assert (base.module.seen[0, :, 0, 0] * -64).tolist() == pytest.approx(order)
+    assert (base.network.seen[0, :, 0, 0] * -64).tolist() == pytest.approx(order)
 
 
 def test_weights_with_and_without_the_prefix(from_yaml, tmp_path):
     source = build_base(from_yaml())
-    for name, state in (("wrapped", source), ("alone", source.module)):
+    for name, state in (("wrapped", source), ("alone", source.network)):
         path = tmp_path / f"{name}.pth"
         torch.save(state.state_dict(), path)
         base = build_base(from_yaml("MODEL.SPARSE_REFINE.BASE.WEIGHTS", str(path)))
-        assert torch.equal(base.module.one.weight, source.module.one.weight)
+        assert torch.equal(base.network.one.weight, source.network.one.weight)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_is_no_module(make_cfg, tmp_path):
 def test_loss_by_hand():
     """Two pixels of three have a label."""
     model = plain(Echo()).train()
-    model.module.forward = lambda x: torch.tensor([[[[2.0, 2.0, 0.0]], [[0.0, 0.0, 0.0]]]])
+    model.network.forward = lambda x: torch.tensor([[[[2.0, 2.0, 0.0]], [[0.0, 0.0, 0.0]]]])
     labels = torch.tensor([[0, 1, 255]])
     (loss,) = model([{"image": torch.zeros(3, 1, 3), "sem_seg": labels}]).values()
     assert loss.item() == pytest.approx((0.126928 + 2.126928) / 2, abs=1e-5)

@@ -20,7 +20,7 @@ from sparse_refine.sparse import Pyramid, SparseUNet, TorchGrid, kernel_map, tor
 from sparse_refine.sparse import functional as engine
 from sparse_refine.sparse import layers as layers_module
 from sparse_refine.sparse.layers import NormReLU, SparseConv2d
-from sparse_refine.sparse.norm import Statistics
+from sparse_refine.sparse.norm import FrozenNorm
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's builds for Linux alone")
 
@@ -52,7 +52,7 @@ def with_kernels(monkeypatch):
 
     def start():
         def kernels_for(features):
-            return None if features.dtype == torch.float64 else triton_kernels()
+            return None if features.dtype == torch.float64 else triton_launch()
 
         monkeypatch.setattr(engine, "kernels_for", kernels_for)
         monkeypatch.setattr(layers_module, "kernels_for", kernels_for)
@@ -92,10 +92,10 @@ def norm_of(channels: int) -> NormReLU:
     return module
 
 
-def triton_kernels():
-    from sparse_refine.sparse import triton_kernels
+def triton_launch():
+    from sparse_refine.sparse import triton_launch
 
-    return triton_kernels
+    return triton_launch
 
 
 def close(values, expected, tolerance=1e-5):
@@ -158,9 +158,9 @@ def test_channels(with_kernels, monkeypatch, shape, large):
     expected = gradients(call, tensors)
     with_kernels()
     if large:
-        tiles = triton_kernels()._tiles
-        monkeypatch.setattr(triton_kernels(), "_large", lambda *tensors: True)
-        monkeypatch.setattr(triton_kernels(), "_tiles", lambda *given: tiles(*given[:3], True))
+        tiles = triton_launch()._tiles
+        monkeypatch.setattr(triton_launch(), "_large", lambda *tensors: True)
+        monkeypatch.setattr(triton_launch(), "_tiles", lambda *given: tiles(*given[:3], True))
     for single, double in zip(gradients(call, [t.float() for t in tensors]), expected):
         close(single, double)
     # the interpreter's NumPy has no bfloat16
@@ -195,11 +195,11 @@ def test_bias_and_residual_with_gradients(with_kernels):
 @kernels
 def test_norm_with_gradients(with_kernels):
     pyramid = pyramid_of("batch")
-    statistics = norm_of(20).statistics()
+    frozen = norm_of(20).frozen()
 
     def call(features, weight):
         grid = TorchGrid(pyramid)
-        given = Statistics(*(t.to(features.dtype) for t in statistics[:4]), statistics.eps)
+        given = FrozenNorm(*(t.to(features.dtype) for t in frozen[:4]), frozen.eps)
         return grid.submanifold(features, weight, 0, norm=given, relu=True)
 
     tensors = numbers(pyramid.levels[0].count, 6), numbers(9, 6, 20)
@@ -317,7 +317,7 @@ def test_a_norm_has_its_own_bias():
     windows = kernel_map.submanifold_map(level, "windows")
     tensors = numbers(level.count, 6), numbers(9, 6, 20)
     with pytest.raises(ValueError, match="not both"):
-        engine.sparse_conv(*tensors, windows, numbers(20), norm=norm_of(20).statistics())
+        engine.sparse_conv(*tensors, windows, numbers(20), norm=norm_of(20).frozen())
 
 
 def test_rows_by_kind_in_two_ways():

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": ("check", "main", "read a data set as training will, and say what is wrong with it"),
     "calibrate": ("calibrate", "main", "choose how many pixels to refine"),
     "convert": ("convert", "main", "make a checkpoint of another project fit a config"),
+    "configs": ("configs", "main", "print where the configs are, for a yaml's _BASE_"),
 }
 
 

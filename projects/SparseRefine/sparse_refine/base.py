@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .modeling.building import build_architecture, lookup
+from .storage.names import fitted
 from .storage.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def load_base_weights(
 ) -> None:
     """Load a base from its own checkpoint, every tensor of it. `keys` are what messages name.
 
-    Where the base is a wrapper (ModuleSegmentor, HuggingFaceSegmentor), the names may be the
-    wrapped model's own, without the wrapper's prefix.
+    Names may be the wrapped model's own where the base is a wrapper (ModuleSegmentor,
+    HuggingFaceSegmentor), and may have prefixes of other wrappers, see `names.fitted`.
 
     Raises:
         ValueError: tensors are missing or of another shape: the file, the names and both shapes.
@@ -65,9 +66,7 @@ def load_base_weights(
         if name.startswith(prefix)
     }
     own = base.state_dict()
-    inner = getattr(base, "weights_prefix", "")
-    if inner and not any(name in own for name in state):
-        state = {f"{inner}{name}": tensor for name, tensor in state.items()}
+    state = fitted(state, own, getattr(base, "weights_prefix", ""))
     # a frozen base never reads the counters, and converted checkpoints lack them
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     shapes = [

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the coarse and the refined prediction of a pixel become one (paper, section 3.4)."""
+"""How the coarse and the refined prediction of a pixel become one (paper, section 3.4).
+
+Shapes: K classes, P selected pixels of the batch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import nn
 from .selector import distribution_entropy, entropy
 
 # Pixels at once. On a CPU the hidden layers then stay in cache: 3 times faster at a million pixels.
-# A GPU wants few large steps: 252k pixels in chunks of 16384 took an H100 7.4 ms.
+# A GPU needs few large steps: 252k pixels in chunks of 16384 took an H100 7.4 ms.
 _CHUNK = {"cpu": 1 << 14, "cuda": 1 << 20}
 
 ENSEMBLER_REGISTRY = Registry("SPARSE_REFINE_ENSEMBLER")
@@ -25,8 +28,16 @@ called as `ensembler(coarse, refined)`: logits (P,K) twice -> logits (P,K).
 class GatedEnsembler(nn.Module):
     """A small gate weighs both logits by both distributions and entropies; a small head follows.
 
+    Logits l1 (coarse) and l2 (refined), their softmax p1, p2 and entropy e1, e2:
     x = [p1, e1, p2, e2] (2K+2) -> Linear -> ReLU -> Linear 2 -> softmax w; y = w1 l1 + w2 l2;
-    Linear -> ReLU -> Linear K. Index 1 is the coarse, 2 the refined prediction.
+    Linear -> ReLU -> Linear K.
+
+    Args:
+        num_classes: K.
+        hidden: width of both hidden layers.
+
+    Raises:
+        ValueError: a width below 1.
     """
 
     @configurable
@@ -51,6 +62,7 @@ class GatedEnsembler(nn.Module):
         }
 
     def forward(self, coarse: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        """Logits (P,K) twice -> (P,K)."""
         size = _CHUNK.get(coarse.device.type, 1 << 20)
         chunks = zip(coarse.split(size), refined.split(size))
         return torch.cat([self._fuse(c.t(), r.t()) for c, r in chunks], dim=1).t()
@@ -59,7 +71,7 @@ class GatedEnsembler(nn.Module):
         """Logits (K,P) twice -> (K,P): softmax over rows as short as K is slow."""
         coarse, refined = coarse.contiguous(), refined.contiguous()
         evidence = torch.cat([*_evidence(coarse), *_evidence(refined)])  # (2K+2,P)
-        weights = _columns(self.gate, evidence).softmax(0)
+        weights = _columns(self.gate, evidence).softmax(0)  # (2,P)
         return _columns(self.head, weights[0] * coarse + weights[1] * refined)
 
 
@@ -84,7 +96,7 @@ def _columns(network: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
 
 @ENSEMBLER_REGISTRY.register()
 class EntropyEnsembler(nn.Module):
-    """The more certain of the two; the coarse one where they are equally so. No parameters."""
+    """The prediction of lower entropy; the coarse one where they are equal. No parameters."""
 
     def __init__(self, cfg=None):
         super().__init__()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the refiner, on selected pixels with a valid label (paper, section 3.5)."""
+"""Losses of the refiner, on selected pixels with a valid label (paper, section 3.5).
+
+Shapes: K classes, P selected pixels of the batch that have a label.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from detectron2.utils import comm
 
 
 def global_mean(values: torch.Tensor) -> torch.Tensor:
-    """Sum of `values` over their mean number in a process; 0 where there are none.
+    """Sum of `values` over their mean number in a process -> (); 0 where there are none.
 
     Averaged over processes, as DistributedDataParallel does with gradients, this is the mean over
-    all pixels of all processes, however they are spread.
+    all pixels of all processes, however many each has.
     """
     count = torch.tensor(float(values.numel()), device=values.device)
     if comm.get_world_size() > 1:
@@ -26,20 +29,21 @@ def global_mean(values: torch.Tensor) -> torch.Tensor:
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats of logits (P,K) against labels (P,) in 0..K-1; 0 where P is 0."""
-    # as an image of one row (1,K,P): over short rows (P,K) a softmax takes three times as long
+    # (1,K,P), an image of one row: a softmax over short rows (P,K) takes three times as long
     rows = logits.float().t().contiguous()[None]
     return global_mean(F.cross_entropy(rows, labels[None], reduction="none"))
 
 
 def soft_dice(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 1.0) -> torch.Tensor:
-    """1 - mean over the classes in `labels` of (2 sum p t + e) / (sum p + sum t + e), 0..1.
+    """1 - mean over the classes in `labels` of (2 sum p t + e) / (sum p + sum t + e), 0..1: p the
+    probabilities, t one-hot labels (Milletari et al., 3DV 2016, arXiv 1606.04797).
 
-    Logits (P,K), labels (P,) in 0..K-1; 0 where P is 0 (Milletari et al., 3DV 2016).
+    Logits (P,K), labels (P,) in 0..K-1; 0 where P is 0.
     """
     if labels.numel() == 0:
         return logits.sum() * 0.0
     probabilities = logits.float().softmax(1)
-    truth = F.one_hot(labels, logits.shape[1]).to(probabilities.dtype)
+    truth = F.one_hot(labels, logits.shape[1]).to(probabilities.dtype)  # (P,K)
     overlap = (probabilities * truth).sum(0)
     size = probabilities.sum(0) + truth.sum(0)
     dice = (2 * overlap + epsilon) / (size + epsilon)
@@ -80,10 +84,12 @@ class LossWeights:
 def refinement_losses(
     refined: torch.Tensor, fused: torch.Tensor, labels: torch.Tensor, weights: LossWeights
 ) -> dict[str, torch.Tensor]:
-    """{"loss_refined", "loss_fused", "loss_dice"}, those whose weight is above 0.
+    """{"loss_refined", "loss_fused", "loss_dice"}: those whose weight is above 0, and always the
+    first (0 where its weight is 0).
 
     Args:
-        refined, fused: (P,K) logits. labels: (P,) in 0..K-1.
+        refined, fused: (P,K) logits.
+        labels: (P,) int64 in 0..K-1.
     """
     terms = {
         "loss_refined": (weights.refined, cross_entropy, refined),
@@ -91,7 +97,7 @@ def refinement_losses(
         "loss_dice": (weights.dice, soft_dice, fused),
     }
     losses = {key: w * loss(x, labels) for key, (w, loss, x) in terms.items() if w > 0}
-    # an empty selection, or a weight of 0, still reaches every parameter: DDP waits for all
+    # also an empty selection, or a weight of 0, touches every parameter: DDP waits for all
     every = 0.0 * (refined.sum() + fused.sum())
     losses["loss_refined"] = losses.get("loss_refined", 0.0) + every
     return losses

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What SparseRefine returns: the record of what it did to an image, which evaluators and pictures
-are made from, and the base's other outputs (panoptic maps, instances) at full size.
+read, and the base's other outputs (panoptic maps, instances) at full size.
 
-The base could make those at full size itself if it were told the full "height" and "width", but
+The base could make those at full size itself if it were told the full "height" and "width". But
 then Mask2Former, for one, would interpolate each of its hundred masks to full size (0.8 GB at
-1024x2048), and `sem_seg` with them. Repeating the pixels of the finished map costs next to nothing,
-and is what the coarse prediction stands for anyway.
+1024x2048), and `sem_seg` with them. Repeating the pixels of the finished map costs next to nothing.
+
+Shapes: (H, W) full size, (h, w) low size, P selected pixels, N instances.
 """
 
 from __future__ import annotations
@@ -41,13 +42,17 @@ class Refinement:
         return len(self.sites) / self.labels.numel()
 
     def selected(self) -> torch.Tensor:
-        """(H,W) bool: which pixels were looked at again."""
+        """(H,W) bool: which pixels were refined."""
         mask = torch.zeros_like(self.labels, dtype=torch.bool)
         mask[self.sites[:, 0], self.sites[:, 1]] = True
         return mask
 
     def label_map(self, kind: str) -> torch.Tensor:
-        """(H,W) labels with the "coarse", "refined" or "fused" prediction put in at the sites."""
+        """(H,W) labels with the "coarse", "refined" or "fused" prediction at the sites.
+
+        Raises:
+            ValueError: another kind.
+        """
         if kind == "fused":
             return self.labels
         if kind not in ("coarse", "refined"):
@@ -84,7 +89,7 @@ def _panoptic(ids: torch.Tensor, segments: list[dict] | None, size) -> tuple:
     return ids, [
         {**segment, "area": area} if "area" in segment else segment
         for segment, area in zip(segments, areas)
-        if area  # a smaller map loses the smallest, and PQ is not counted for one without pixels
+        if area  # a smaller map may lose a segment, and one without pixels has no place in PQ
     ]
 
 

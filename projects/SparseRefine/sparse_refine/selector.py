@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pixels are refined (paper, section 3.2).
 
-A selector scores the coarse logits (K,h,w) of one image at low resolution, where a score is a
-quarter of the work or less, and turns the scores into full-resolution sites.
+A selector scores the coarse logits of one image at low resolution, where a score is a quarter of
+the work or less, and repeats the result at full resolution by nearest neighbour. The paper's
+release repeats the logits and scores them: the same sites.
+
+Shapes: K classes, (H, W) full size, (h, w) low size, P selected pixels of the image.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ def entropy(logits: torch.Tensor, dim: int = 0) -> torch.Tensor:
 
 
 def distribution_entropy(probabilities: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """The same of probabilities."""
+    """`entropy` of probabilities (sum 1 over `dim`): nats, 0..ln K."""
     return -(probabilities * probabilities.clamp(min=1e-5).log()).sum(dim)
 
 
@@ -47,12 +50,10 @@ def margin(logits: torch.Tensor, dim: int = 0) -> torch.Tensor:
 
 
 def expand_mask(mask: torch.Tensor, view: View) -> torch.Tensor:
-    """A low-resolution mask (h,w), repeated to full resolution by nearest neighbour -> sites (P,2).
-
-    Sites are (y, x) in the view's pixels, int64, in raster order.
-    """
-    rows = nearest_index(view.full[0], mask.shape[0], mask.device)
-    columns = nearest_index(view.full[1], mask.shape[1], mask.device)
+    """A mask (h,w) bool of the whole image, repeated at full resolution by nearest neighbour -> its
+    sites (P,2) int64 in the view: (y, x) in the view's pixels, raster order."""
+    rows = nearest_index(view.full[0], mask.shape[0], mask.device)  # (H,)
+    columns = nearest_index(view.full[1], mask.shape[1], mask.device)  # (W,)
     rows = rows[view.top : view.top + view.height]
     columns = columns[view.left : view.left + view.width]
     return mask[:, columns][rows].nonzero()
@@ -63,14 +64,20 @@ class Selector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
-        """The sites of `view` to refine, in the view's pixels. Selection looks at the whole image,
-        so that a training crop holds what inference would select there."""
+        """The sites to refine in `view`, in its pixels. `logits` are of the whole image, so that a
+        training crop holds what inference would select there."""
 
 
 @SELECTOR_REGISTRY.register()
 class EntropySelector(Selector):
-    """Pixels whose entropy is above a threshold, in nats (the paper's; its values: HRNet-W48 0.3,
-    SegFormer-B5 0.1, SegNeXt-L 0.1, Mask2Former-T 0.05, Mask2Former-L 0.005)."""
+    """Pixels whose entropy is above a threshold, in nats: the paper's.
+
+    Thresholds of its release: HRNet-W48 0.3, SegFormer-B5 0.1, SegNeXt-L 0.1, Mask2Former-T 0.05,
+    Mask2Former-L 0.005.
+
+    Raises:
+        ValueError: a threshold below 0.
+    """
 
     @configurable
     def __init__(self, *, threshold: float):
@@ -89,7 +96,7 @@ class EntropySelector(Selector):
             logger.warning(
                 f"MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD is {threshold:g} nats, but the entropy of "
                 f"{classes} classes is at most ln {classes} = {math.log(classes):.3f}: no pixel "
-                "will be refined. tools/calibrate.py finds a threshold"
+                "will be refined. `python -m sparse_refine calibrate` finds a threshold"
             )
         return {"threshold": threshold}
 
@@ -124,25 +131,28 @@ def highest(
     """The places of highest score whose weights sum to at most `budget`, in descending order until
     one no longer fits; of equal scores the first in raster order.
 
-    Args:
-        scores: (h,w), at least 0 (what rounding put below counts as 0, and NaN as the highest).
-        weights: (h,w) int64, above 0.
-
-    Returns:
-        Their mask (h,w); the flat index of the next place, and what is left of the budget for it.
-
     Sorting all scores took 40 ms at half a million. Here a histogram of their upper 16 bits (of
     non-negative floats the bits order as the values do) finds the few among which the border runs.
+
+    Args:
+        scores: (h,w), at least 0 (negative ones, by rounding, count as 0, and NaN as the highest).
+        weights: (h,w) int64, above 0.
+        budget: at least 0.
+
+    Returns:
+        Their mask (h,w); the flat index of the next place, and what is left of the budget for it
+        (0 and 0 where all fit).
     """
     scores = scores.float().nan_to_num(nan=math.inf).clamp(min=0) + 0.0  # -0.0 + 0.0 is 0.0
-    bits = scores.view(torch.int32).flatten()
+    bits = scores.view(torch.int32).flatten()  # (h w,)
     bins, weights = (bits >> 16).long(), weights.flatten()
-    # counted by bin and weight, of which there are few: a sum of integers in any order is the same
+    # counted by bin and weight, of which there are few: sums of integers do not depend on the order
     least, most = int(weights.min()), int(weights.max())
     steps = most - least + 1
+    # 0x7F80 is the bin of infinity
     counts = torch.bincount(bins * steps + (weights - least), minlength=(0x7F80 + 1) * steps)
     values = torch.arange(least, most + 1, device=counts.device)
-    above = (counts.view(-1, steps) * values).sum(1).flip(0).cumsum(0)
+    above = (counts.view(-1, steps) * values).sum(1).flip(0).cumsum(0)  # highest bin first
     # the first bin, from the highest, that does not fit as a whole
     border = int((above <= budget).sum())
     if border == len(above):
@@ -160,14 +170,17 @@ def highest(
 
 
 class _Budget(Selector):
-    """The pixels of highest score, exactly as many as asked for: cost does not hang on the image.
+    """The pixels of highest score, exactly as many as asked for: the cost of an image is fixed.
 
     Equal scores are taken in raster order, of low-resolution pixels and, inside the last of them,
     of full-resolution ones.
 
     Args:
-        fraction: share of the image's full-resolution pixels, 0..1, rounded.
+        fraction: share of the image's full-resolution pixels, 0..1; their number is rounded.
         count: their number instead, where not None; an image that has fewer gives all.
+
+    Raises:
+        ValueError: an impossible share or number.
     """
 
     @configurable
@@ -201,7 +214,8 @@ class _Budget(Selector):
         mask, last, rest = highest(self.score(logits), weights, budget)
         if rest == 0:
             return expand_mask(mask, view)
-        row, column = last // low[1], last % low[1]  # taken in part: its first `rest` pixels
+        # the next low-resolution pixel is taken in part: the first `rest` of the pixels in it
+        row, column = last // low[1], last % low[1]
         mask[row, column] = True
         sites = expand_mask(mask, view)
         top, bottom = (first_under(at, height, low[0]) for at in (row, row + 1))
@@ -229,7 +243,7 @@ class MarginBudgetSelector(_Budget):
 
 @SELECTOR_REGISTRY.register()
 class RandomBudgetSelector(_Budget):
-    """A random budget of low-resolution pixels, the same at every call: what others must beat."""
+    """A budget of random low-resolution pixels, the same at every call: a baseline."""
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)

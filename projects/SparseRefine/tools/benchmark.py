@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import detectron2
 import torch
@@ -48,10 +47,10 @@ from tabulate import tabulate
 from sparse_refine.commands.arguments import output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
-from sparse_refine.evaluation.benchmarking import describe_machine
+from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.modeling.building import refines
 from sparse_refine.sparse import PRESETS
-from sparse_refine.storage.files import write_whole
+from sparse_refine.storage.files import write_text
 
 PACKAGES = ("timm", "transformers", "MinkowskiEngine")
 PRECISIONS = ("float32", "bfloat16")
@@ -103,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     records = measure(models, size, args.precision, args.repeats, args.batch)
     records = [{**common, **record} for record in records]
     content = records[0] if len(records) == 1 else records
-    write_whole(args.json, lambda path: Path(path).write_text(json.dumps(content, indent=1) + "\n"))
+    write_text(args.json, json.dumps(content, indent=1) + "\n")
     batch = f", {args.batch} images a call" if args.batch > 1 else ""
     print(f"\n{args.config_file}, {args.height} x {args.width}, x{common['scale']}{batch}:")
     print(table(records), flush=True)

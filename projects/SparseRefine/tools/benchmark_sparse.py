@@ -72,7 +72,7 @@ from tabulate import tabulate
 
 from sparse_refine.commands.arguments import output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
-from sparse_refine.evaluation.benchmarking import describe_machine
+from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.sparse import PRESETS
 
 PACKAGES = ("MinkowskiEngine", "spconv")

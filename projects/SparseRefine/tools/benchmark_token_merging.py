@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import detectron2
 import torch
@@ -45,10 +44,10 @@ from tabulate import tabulate
 from sparse_refine.commands.arguments import output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
-from sparse_refine.evaluation.benchmarking import describe_machine
+from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.modeling.mix_transformer import SIZES
 from sparse_refine.modeling.token_merging import PRESETS
-from sparse_refine.storage.files import write_whole
+from sparse_refine.storage.files import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": facts,
         "arms": records,
     }
-    write_whole(args.json, lambda path: Path(path).write_text(json.dumps(content, indent=1) + "\n"))
+    write_text(args.json, json.dumps(content, indent=1) + "\n")
     name = f"SegFormer-{args.segformer.upper()} in " if args.segformer else ""
     print(f"\n{name}{args.config_file}, {args.height} x {args.width}:")
     print(merging.table(records), flush=True)

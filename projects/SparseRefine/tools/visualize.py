@@ -25,18 +25,18 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 from visual_report import pictures, plots
-from visual_report.folder import check_replaceable, whole_folder
 from visual_report.measure import ImageResult, measure
-from visual_report.report import MARK, RANKS, About, choose, write_report
+from visual_report.report import MARKER, RANKS, About, choose, write_report
 
 from sparse_refine.commands.arguments import add_model, errors_in_a_line, load_refining, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.data import build_test_loader, read_labels
 from sparse_refine.evaluation.checks import check_datasets
 from sparse_refine.evaluation.comparison import IN_PROCESS
-from sparse_refine.evaluation.metrics import fold_ignore
+from sparse_refine.evaluation.metrics import remap_ignored
 from sparse_refine.evaluation.results import results_table
 from sparse_refine.inference.predictor import SparseRefinePredictor
+from sparse_refine.storage.files import check_replaceable, whole_folder
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2)
 
@@ -50,12 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     with errors_in_a_line(parser):
         plots.require_matplotlib()
-        check_replaceable(args.output, MARK)
+        check_replaceable(args.output, MARKER)
         predictor = load(args)
         name = predictor.cfg.DATASETS.TEST[0]
         loader = build_test_loader(predictor.cfg, name, keep=lambda dicts: dicts[: args.limit])
     cfg = predictor.cfg
-    with whole_folder(args.output, MARK) as folder, tempfile.TemporaryDirectory() as scratch:
+    with whole_folder(args.output, MARKER) as folder, tempfile.TemporaryDirectory() as scratch:
         measured = measure(
             predictor.model,
             tqdm(loader, desc="predicting", unit="image", disable=args.quiet),
@@ -111,7 +111,7 @@ def predicted(predictor: SparseRefinePredictor, inputs: dict) -> pictures.View:
     keeping all maps until then would take more memory than any data set leaves."""
     cfg = predictor.cfg
     classes, ignore = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    truth = fold_ignore(read_labels(inputs["sem_seg_file_name"]), classes, ignore)
+    truth = remap_ignored(read_labels(inputs["sem_seg_file_name"]), classes, ignore)
     image = inputs["image"].permute(1, 2, 0).numpy()
     if cfg.INPUT.FORMAT == "BGR":
         image = image[..., ::-1]

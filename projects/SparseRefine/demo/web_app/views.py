@@ -7,11 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-import cv2
 import numpy as np
 
 from sparse_refine.evaluation.stages import STAGES
-from sparse_refine.visualization.panel import draw_window
+from sparse_refine.visualization.layout import draw_window, fit_tile
 from sparse_refine.visualization.pictures import (
     densest_window,
     entropy_picture,
@@ -55,7 +54,7 @@ def draw(result: Result, opacity: float) -> Pictures:
         picture = overlay(result.image, labels, result.colors, opacity)
         detail = picture[window]
         close.append(detail.repeat(ENLARGED, 0).repeat(ENLARGED, 1))
-        small = _shrink(picture)
+        small = fit_tile(picture, SIDE, enlarge=False)
         if detail.shape != picture.shape:
             draw_window(small, (top, left), WINDOW, result.labels.shape, (255, 255, 255))
         whole.append(small)
@@ -64,7 +63,7 @@ def draw(result: Result, opacity: float) -> Pictures:
         tuple(whole),
         tuple(close),
         entropy_picture(result.entropy, size, len(result.class_names)),
-        _shrink(selected_picture(result.image, result.selected)),
+        fit_tile(selected_picture(result.image, result.selected), SIDE, enlarge=False),
     )
 
 
@@ -151,11 +150,3 @@ def _window(result: Result) -> tuple[int, int]:
     changed = result.coarse != result.labels
     busiest = changed if changed.any() else result.selected
     return densest_window(busiest.astype(np.float32), WINDOW)
-
-
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    """A picture whose sides are at most `SIDE`; never enlarged."""
-    height, width = picture.shape[:2]
-    factor = min(1.0, SIDE / max(height, width))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -15,6 +15,7 @@ from ..evaluation.metrics import boundary_band, boundary_counts, confusion_matri
 from ..evaluation.predictions import label_map_of
 from ..evaluation.timing import ForwardTimer
 from ..evaluation.uncertainty import errors_found
+from ..resampling import enlarge_labels
 from ..selector import BudgetSelector, Selector
 from .histogram import UncertaintyHistogram
 from .images import Source
@@ -61,7 +62,7 @@ def count_uncertainty(
         size = tuple(item["image"].shape[-2:])
         wrong = None
         if truth is not None:
-            labels = model.coarse.full_labels(logits, size).cpu().numpy()
+            labels = enlarge_labels(logits, size, model.coarse.interpolation).cpu().numpy()
             wrong = (labels != truth) & (truth != num_classes)
         histogram.add(kind.score(logits).cpu().numpy(), size, wrong)
     return histogram

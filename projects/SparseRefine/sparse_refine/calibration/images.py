@@ -11,9 +11,10 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..data import SegmentationMapper, check_labels, check_same_size, read_labels
-from ..data.folders import IMAGE_EXTENSIONS, files_by_stem, load_folder
+from ..data.folders import dataset_files, load_folder
+from ..data.image_files import image_extensions, warn_passed_over
 from ..data.registration import check_classes
-from ..evaluation.metrics import fold_ignore
+from ..evaluation.metrics import remap_ignored
 
 # An image's input of the model, and its truth (H,W) with ignored pixels as K; None without labels.
 Image = tuple[dict, "np.ndarray | None"]
@@ -29,12 +30,13 @@ def dicts_of_folder(cfg: CfgNode, images: Path, labels: Path | None) -> list[dic
         FileNotFoundError, ValueError: as a registered folder.
     """
     if labels is None:
-        files = files_by_stem(_NAME, "image", images, IMAGE_EXTENSIONS, "")
-        return [{"file_name": str(file)} for stem in files.values() for file in stem]
-    head, from_one = cfg.MODEL.SEM_SEG_HEAD, cfg.DATASETS.REDUCE_ZERO_LABEL
+        found = dataset_files(_NAME, "image", images, image_extensions())
+        warn_passed_over(images, found.passed_over)
+        return [{"file_name": str(file)} for file in found.files]
+    head, reduce_zero_label = cfg.MODEL.SEM_SEG_HEAD, cfg.DATASETS.REDUCE_ZERO_LABEL
     class_names = [f"class {index}" for index in range(head.NUM_CLASSES)]
-    check_classes(_NAME, class_names, head.IGNORE_VALUE, from_one)
-    return load_folder(_NAME, images, labels, reduce_zero_label=from_one)
+    check_classes(_NAME, class_names, head.IGNORE_VALUE, reduce_zero_label)
+    return load_folder(_NAME, images, labels, reduce_zero_label=reduce_zero_label)
 
 
 class Images:
@@ -78,4 +80,4 @@ class Images:
         labels = read_labels(file)
         check_same_size(image, labels, record["file_name"], file)
         check_labels(labels, self._classes, self._ignore, file)
-        return fold_ignore(labels, self._classes, self._ignore)
+        return remap_ignored(labels, self._classes, self._ignore)

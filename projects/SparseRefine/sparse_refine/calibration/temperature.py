@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..resampling import nearest_index
+
 LIMITS = (0.05, 20.0)  # beyond them the data say nothing: all right, or no better than chance
 
 
@@ -41,11 +43,8 @@ class PixelSample:
     def add(self, logits: torch.Tensor, truth: torch.Tensor) -> None:
         """One image: logits (K,h,w), truth (H,W) integer. A low-resolution pixel has the label that
         the truth has at its centre."""
-        rows, columns = (
-            ((2 * torch.arange(low) + 1) * full) // (2 * low)
-            for low, full in zip(logits.shape[-2:], truth.shape)
-        )
-        labels = truth[rows][:, columns].flatten().long()
+        rows, columns = map(nearest_index, logits.shape[-2:], truth.shape)
+        labels = truth[rows][:, columns].flatten().long()  # (h*w,)
         known = (labels != self._ignore).nonzero()[:, 0]
         chosen = known[torch.randperm(len(known), generator=self._random)[: self._each]]
         self._logits.append(logits.flatten(1)[:, chosen.to(logits.device)].t().cpu())

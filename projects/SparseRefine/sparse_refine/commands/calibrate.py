@@ -45,6 +45,7 @@ from ..calibration.images import Images, dicts_of_folder
 from ..calibration.kinds import KINDS, kind_of, rounded
 from ..config import load_config
 from ..evaluation.checks import check_datasets
+from ..evaluation.machine import device_name
 from ..inference import model_zoo
 from ..modeling.building import build_model
 from .arguments import (
@@ -204,12 +205,6 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
             "MODEL.SPARSE_REFINE.BASE.WEIGHTS is '': name the base's checkpoint, as KEY VALUE"
         )
     return cfg, build_model(cfg).eval()
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"a CPU (torch's threads: {torch.get_num_threads()})"
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ from ..data.checking import (
 )
 from ..data.checking.report import dataset_table, findings_table, record
 from ..evaluation.checks import check_datasets
-from ..storage.files import write_whole
+from ..storage.files import write_text
 from .arguments import errors_in_a_line, output_file
 
 FOLDER_OPTIONS = ("labels", "split", "classes", "class_names")
@@ -59,8 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     findings = [finding for check in checks for finding in check.findings] + findings
     print(findings_table(findings, args.show))
     if args.json:
-        text = json.dumps(record(checks, findings), indent=1) + "\n"
-        write_whole(args.json, lambda path: Path(path).write_text(text, encoding="utf-8"))
+        write_text(args.json, json.dumps(record(checks, findings), indent=1) + "\n")
     return int(any(finding.is_fault or args.strict for finding in findings))
 
 

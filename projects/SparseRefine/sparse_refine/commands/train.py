@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
+from ..inference import model_zoo
 from ..inference.loading import load_model
 from ..training import Trainer
 from .memory import keep_freed_memory
@@ -24,7 +25,7 @@ from .memory import keep_freed_memory
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, with loggers, seed and output folder set up."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = model_zoo.with_weights_found(load_config(args.config_file, args.opts))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sparse_refine")
     return cfg

@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of other projects -> this one's names. Tables of rules, one file a family."""
+"""Checkpoints of other projects -> this one's names. Tables of rules, one file a family.
+
+`python -m sparse_refine convert` is the program. In Python:
+
+    tensors = read_tensors("segformer_b5.pth")
+    state, report = convert(tensors, FORMATS["mmseg-segformer"].rules)
+    compare(report, state, model.state_dict())
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,12 @@ from .rules import Drop, Report, Rule, compare, convert
 
 @dataclass(frozen=True)
 class Format:
-    """`rules`; `target`: what the result is for; `part`: prefixes of the names, in a SparseRefine
-    model, that it fills ("" for a base, whose names stand alone)."""
+    """A checkpoint format.
+
+    `rules`: from its names to ours, the first that matches counts. `target`: what the result loads
+    into, for people. `part`: prefixes of the tensors of a SparseRefine model that it fills; "" is
+    a base by itself.
+    """
 
     rules: Sequence[Rule | Drop]
     target: str

@@ -16,10 +16,11 @@ _PAIR = "weight|bias"
 
 
 def _unfold_to_slices(channels: torch.Tensor) -> torch.Tensor:
-    """Patch merging's input channels (...,4C), from MMSegmentation's order to Swin's own.
+    """The input channels of patch merging (...,4C), from MMSegmentation's order to Swin's own.
 
-    There four neighbours are unfolded: the channel first, then row, then column. Swin concatenates
-    four slices: the column first, then the row, then the channel.
+    MMSegmentation unfolds 2x2 neighbours: the column varies fastest, then the row, then the
+    channel. Swin concatenates four slices: the channel varies fastest, then the row, then the
+    column.
     """
     head = channels.shape[:-1]
     cut = channels.reshape(*head, channels.shape[-1] // 4, 2, 2)  # channel, row, column
@@ -27,6 +28,7 @@ def _unfold_to_slices(channels: torch.Tensor) -> torch.Tensor:
 
 
 def _merging(channels: torch.Tensor) -> tuple[torch.Tensor]:
+    """`_unfold_to_slices` as a rule's transform."""
     return (_unfold_to_slices(channels),)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MMSegmentation's checkpoints of HRNet, SegFormer and SegNeXt.
 
-Source names are those of MMSegmentation 0.x and 1.x; targets are those of a `SemanticSegmentor`.
+Source names are those of MMSegmentation 0.x and 1.x; targets are those of Detectron2's
+`SemanticSegmentor` on the backbones and heads of `sparse_refine.modeling`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _CLASSIFIER = Rule(rf"decode_head\.conv_seg\.({_PAIR})", r"sem_seg_head.predicto
 
 
 def _conv_module(source: str, target: str, norm: str = "bn") -> tuple[Rule, ...]:
-    """mmcv's convolution with a norm -> Detectron2's Conv2d."""
+    """mmcv's ConvModule (convolution, norm) -> Detectron2's Conv2d."""
     return (
         Rule(rf"{source}\.conv\.({_PAIR})", rf"{target}.\g<1>"),
         Rule(rf"{source}\.{norm}\.({_BATCH_NORM})", rf"{target}.norm.\g<1>"),
     )
 
 
-# `fcn_hr48` and its kin: mmseg's HRNet has the names of timm's
+# `fcn_hr48` and the like: MMSegmentation's HRNet has the names of timm's
 HRNET = (
     *NOT_NEEDED,
     Rule(
@@ -74,6 +75,7 @@ def _mscan() -> tuple[Rule, ...]:
 
 
 def _per_channel(scale: torch.Tensor) -> tuple[torch.Tensor]:
+    """(C,) -> (C,1,1)."""
     return (scale.view(-1, 1, 1),)
 
 
@@ -118,7 +120,7 @@ def _mix_transformer() -> tuple[Rule, ...]:
 
 
 def _split_query(projection: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3C,...) rows of query, key, value -> (C,...), (2C,...)."""
+    """(3C,...) rows of query, key, value -> query (C,...); key and value (2C,...)."""
     channels = projection.shape[0] // 3
     query, key_value = projection.split([channels, 2 * channels])
     return query, key_value

@@ -17,7 +17,7 @@ import torch
 
 from ..storage.weights import load_weights
 
-# what torch writes to put tensors together again; none of it runs code of the file
+# what torch writes to rebuild tensors; none of it runs code of the file
 _ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): torch.Size,
@@ -29,7 +29,7 @@ _ALLOWED = {
 
 
 class _Inert(dict):
-    """Stands for an object of a class that is not to be built: takes everything, does nothing."""
+    """Stands for an object whose class is not to be called: accepts everything, does nothing."""
 
     __hash__ = object.__hash__
 
@@ -50,6 +50,8 @@ class _Inert(dict):
 
 
 class _TensorUnpickler(pickle.Unpickler):
+    """Finds what rebuilds tensors, and `_Inert` for every other name."""
+
     def find_class(self, module: str, name: str):
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
@@ -69,13 +71,14 @@ _TENSORS_ONLY = types.SimpleNamespace(
 
 
 def read_tensors(path: str, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint: `.safetensors`, `.pth` and its kin, `.pkl`.
+    """The model's tensors in a checkpoint: `.safetensors`, `.pth` and the like, `.pkl`.
 
     Of a file with several parts the one called `state_dict` (MMSegmentation, Lightning) or `model`
     (Detectron2); `module.` in front of every name, of a model in DDP, is taken off.
 
     Args:
-        allow_pickle: read `.pkl` files (Detectron2's model zoo): runs whatever code they hold.
+        allow_pickle: read `.pkl` files (Detectron2's model zoo), and `.pth` files with all that is
+            in them: runs whatever code they hold.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -109,6 +112,7 @@ def read_tensors(path: str, allow_pickle: bool = False) -> dict[str, torch.Tenso
 
 
 def _read_foreign(path: str) -> Any:
+    """A `.pth` file that torch's weights-only loader refuses, with inert objects in it."""
     if _is_torchscript(path):  # torch.load would hand it to torch.jit.load, which runs its code
         raise ValueError(
             f"{path} is a TorchScript archive, a program: save the state_dict of the model that it "
@@ -121,7 +125,7 @@ def _read_foreign(path: str) -> Any:
 
 
 def _is_torchscript(path: str) -> bool:
-    """As torch.load tells them, by the reader that it uses."""
+    """Whether torch.load would take the file for TorchScript, by the same reader."""
     with open(path, "rb") as file:
         try:
             return torch._C.PyTorchFileReader(file).has_record("constants.pkl")

@@ -39,7 +39,8 @@ _PREFIX = r"(?:model\.)?"
 
 
 def refiner_rules(levels: int = 6, blocks: int = 2) -> tuple[Rule | Drop, ...]:
-    """Rules for a UNet of so many levels, and residual blocks a level; the release's by default."""
+    """Rules for a UNet of `levels` levels with `blocks` residual blocks each on both ways; the
+    release's size by default."""
     net, unet = rf"{_PREFIX}backbone\.net", "extractor.unet"
     rules = [
         Rule(rf"{net}\.0\.kernel", f"{unet}.stem.weight", _stem),
@@ -72,6 +73,7 @@ def refiner_rules(levels: int = 6, blocks: int = 2) -> tuple[Rule | Drop, ...]:
 
 
 def _block(source: str, target: str) -> list[Rule]:
+    """A residual block."""
     return [
         Rule(rf"{source}\.0\.kernel", f"{target}.skip.weight", _transposed),
         Rule(rf"{source}\.1\.0\.{_NORM}", rf"{target}.act1.norm.\1"),

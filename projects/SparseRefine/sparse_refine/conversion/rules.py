@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that turn the tensors of one checkpoint format into those of another, and their report."""
+"""Rules that turn the tensors of one checkpoint format into those of another, and a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class Rule:
     transform: Transform | None = None
 
     def apply(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
-        """What becomes of a tensor; None where the rule does not speak of it."""
+        """The renamed and transformed tensors; None where the name does not match.
+
+        Raises:
+            RuntimeError, IndexError: the transform does not fit the tensor's shape.
+        """
         match = re.fullmatch(self.source, name)
         if match is None:
             return None
@@ -39,7 +43,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Drop:
-    """Tensors whose whole name matches `source` are left out on purpose, for this `reason`."""
+    """Tensors whose whole name matches `source`, a regular expression, are left out on purpose."""
 
     source: str
     reason: str
@@ -47,9 +51,12 @@ class Drop:
 
 @dataclass
 class Report:
-    """What a conversion did. `matched`: (source name, target names); `dropped`: (source name,
-    reason); `left_over`: source names that no rule speaks of; `missing`, `unexpected` and `shapes`:
-    faults against a model, see `compare`."""
+    """What a conversion did.
+
+    `matched`: (source name, target names). `dropped`: (source name, reason). `left_over`: source
+    names that match no rule. `missing`, `unexpected`, `shapes`: how the result differs from a
+    model, see `compare`.
+    """
 
     matched: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
@@ -65,7 +72,7 @@ class Report:
         return bool(self.matched) and not any(faults)
 
     def summary(self, limit: int = 8) -> str:
-        """Some lines for people; of each list the first `limit` names."""
+        """Lines for people; the first `limit` names of each list."""
         lines = [f"matched {len(self.matched)} tensors"]
         reasons = {}
         for name, reason in self.dropped:
@@ -86,7 +93,7 @@ class Report:
 def convert(
     state: Mapping[str, torch.Tensor], rules: Sequence[Rule | Drop]
 ) -> tuple[dict[str, torch.Tensor], Report]:
-    """Apply, to each tensor, the first rule that speaks of it -> (converted, report).
+    """Apply to each tensor the first rule that its name matches -> (converted, report).
 
     Raises:
         ValueError: two tensors became one name, or a tensor cannot be transformed.
@@ -122,9 +129,9 @@ def convert(
 def compare(
     report: Report, converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write into `report` how `converted` differs from a model's state dict `expected`.
+    """Write into `report` how `converted` differs from `expected`, a model's state dict.
 
-    Counters of batches may be missing: nothing but a cumulative average reads them.
+    `num_batches_tracked` may be missing: only a norm with a cumulative average reads it.
     """
     report.missing = [
         name

@@ -7,18 +7,34 @@ orientation applied.
 
 from __future__ import annotations
 
+import codecs
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Union
 
+from .image_files import (
+    ImageFiles,
+    described,
+    image_extensions,
+    label_extensions,
+    list_images,
+    normalized,
+    warn_passed_over,
+)
 from .reading import read_size
 from .reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".webp")  # lossy JPEG does not keep class ids
+# Byte order marks, of which UTF-32's begins like UTF-16's.
+_ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def load_folder(
@@ -31,7 +47,7 @@ def load_folder(
     hint: str = "",
 ) -> list[dict]:
     """A dataset's dicts, unregistered: pairs of files by stem, in the order of the split file or of
-    their names.
+    their names. What else the folders hold is logged.
 
     Args: as of `register_image_label_folder`; `name` is for messages.
 
@@ -40,8 +56,11 @@ def load_folder(
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
     prefix = REDUCE_ZERO_LABEL if reduce_zero_label else ""
-    images = files_by_stem(name, "image", image_dir, IMAGE_EXTENSIONS, hint)
-    labels = files_by_stem(name, "label", label_dir, LABEL_EXTENSIONS, hint)
+    images = dataset_files(name, "image", image_dir, image_extensions(), hint)
+    labels = dataset_files(name, "label", label_dir, label_extensions(), hint)
+    for folder, found in ((image_dir, images), (label_dir, labels)):
+        warn_passed_over(f"dataset {name!r}: {folder}", found.passed_over)
+    images, labels = images.by_stem(), labels.by_stem()
     if split_file is None:
         stems = sorted(images)
     else:
@@ -56,9 +75,9 @@ def load_folder(
     lacking = [stem for stem in stems if stem not in labels]
     if lacking:
         raise FileNotFoundError(
-            f"dataset {name!r}: {images[lacking[0]][0]} has no labels, looked for {lacking[0]}"
-            f"({'|'.join(LABEL_EXTENSIONS)}) in {label_dir}; {len(lacking)} of {len(stems)} images "
-            "have none. Add them, or list the images to use in a split file"
+            f"dataset {name!r}: {images[lacking[0]][0]} has no labels, looked for {lacking[0]}.png "
+            f"or another lossless kind in {label_dir}; {len(lacking)} of {len(stems)} images have "
+            "none. Add them, or list the images to use in a split file"
         )
     dicts = []
     for stem in stems:
@@ -70,35 +89,66 @@ def load_folder(
     return dicts
 
 
-def files_by_stem(
-    name: str, kind: str, folder: Path, extensions: Sequence[str], hint: str
-) -> dict[str, list[Path]]:
-    """Files of these extensions by their name without it; hidden files are passed over."""
+def dataset_files(
+    name: str, kind: str, folder: Path, extensions: Collection[str], hint: str = ""
+) -> ImageFiles:
+    """The files of a dataset's folder, see `list_images`.
+
+    Args:
+        name: of the dataset; `kind`: "image" or "label"; `hint`: what to do where the folder is
+            missing. For messages.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such file in it.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"dataset {name!r}: no {kind} folder {folder}{hint}")
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in extensions and not path.name.startswith("."):
-            files.setdefault(path.stem, []).append(path)
-    if not files:
+    found = list_images(folder, extensions)
+    if not found.files:
+        others = f", which holds {described(found.passed_over)}" if found.passed_over else ""
         raise FileNotFoundError(
-            f"dataset {name!r}: no {kind} files ({', '.join(extensions)}) in {folder}; subfolders "
-            "are not searched"
+            f"dataset {name!r}: no {kind} files in {folder}{others}; subfolders are not searched"
         )
-    return files
+    return found
 
 
 def split_entries(
     split_file: Path, images: dict[str, list[Path]]
 ) -> Iterator[tuple[int, str, str]]:
     """(line from 1, entry, stem) of each line of a split file that is not empty. An entry has the
-    extension of its image or has none; that it is one of `images`, by stem, is not checked."""
-    for number, line in enumerate(split_file.read_text(encoding="utf-8-sig").splitlines(), 1):
-        entry = stem = line.strip()
-        if entry not in images and Path(entry).suffix.lower() in IMAGE_EXTENSIONS:
-            stem = Path(entry).stem
+    extension of its image or has none; that it is one of `images`, by stem, is not checked.
+
+    Raises:
+        ValueError: the file is no text, or in an encoding that cannot be told: names it.
+    """
+    extensions = image_extensions()
+    for number, line in enumerate(_text_of(split_file).splitlines(), 1):
+        entry = line.strip()
+        stem = normalized(entry)
+        if stem not in images and Path(stem).suffix.lower() in extensions:
+            stem = Path(stem).stem
         if entry:
             yield number, entry, stem
+
+
+def _text_of(path: Path) -> str:
+    """In UTF-8, or what the byte order mark says."""
+    content = path.read_bytes()
+    marked = (known for mark, known in _ENCODINGS.items() if content.startswith(mark))
+    encoding = next(marked, "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in {encoding.upper()}: byte {error.start} is "
+            f"0x{content[error.start]:02x} ({error.reason}). Save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(
+            f"{path} is not a text in {encoding.upper()}: it holds NUL, as UTF-16 without a byte "
+            "order mark does. Save it as UTF-8"
+        )
+    return text
 
 
 def _read_split(

@@ -12,8 +12,6 @@ the native pixels straight to the crop's size.
 from __future__ import annotations
 
 import copy
-import random
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,8 +19,10 @@ from detectron2.config import configurable
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from ..modeling.building import refines
-from ..resampling import downsample, low_size, nearest_index, resize_pixels
-from .reading import check_labels, check_same_size, read_image, read_labels
+from ..resampling import downsample, low_size, resize_pixels
+from .augmentation import draw_crop, recolor, seeded
+from .label_checks import check_labels, check_same_size
+from .reading import read_image, read_labels
 
 
 class SegmentationMapper:
@@ -136,7 +136,7 @@ class SegmentationMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         dataset_dict = copy.copy(dataset_dict)
         if self.is_train:
-            with _seeded(dataset_dict.pop("seed", None)):
+            with seeded(dataset_dict.pop("seed", None)):
                 return self._training_input(dataset_dict)
         image = read_image(dataset_dict["file_name"], format=self.image_format)
         dataset_dict.update(inference_input(image, self.scale))
@@ -160,7 +160,9 @@ class SegmentationMapper:
         )
         factor = self.scale * np.random.uniform(*self.resize_range)
         full = low_size(image.shape[:2], factor)
-        window, target = self._draw_crop(labels, full)
+        window, target = draw_crop(
+            labels, full, self.crop_size or full, self.ignore_label, self.single_category_max_area
+        )
         top, left, height, width = window
         if full == image.shape[:2]:  # as it is, without a copy of all of it
             crop = image[top : top + height, left : left + width]
@@ -176,10 +178,10 @@ class SegmentationMapper:
             left = full[1] - left - width
         if self.color_aug is not None:
             if context is None or self.plain_context:
-                (crop,) = _recolor(self.color_aug, [crop])
+                (crop,) = recolor(self.color_aug, [crop])
             else:  # the transform wants 8 bits
                 small = context.round().byte().permute(1, 2, 0).numpy()
-                crop, small = _recolor(self.color_aug, [crop, small])
+                crop, small = recolor(self.color_aug, [crop, small])
                 context = _to_tensor(small).float()
         if context is not None:
             if flip and not self.plain_context:
@@ -205,25 +207,6 @@ class SegmentationMapper:
             self._contexts[file] = context
         return context
 
-    def _draw_crop(self, labels: np.ndarray, full: tuple[int, int]):
-        """A window (top, left, height, width) of the image resized to `full`, and its labels."""
-        size = self.crop_size or full
-        height, width = min(size[0], full[0]), min(size[1], full[1])
-        for _ in range(10):
-            top = np.random.randint(full[0] - height + 1)
-            left = np.random.randint(full[1] - width + 1)
-            rows, columns = (
-                nearest_index(new, old)[start : start + length].numpy()
-                for new, old, start, length in zip(full, labels.shape, (top, left), (height, width))
-            )
-            target = labels[rows][:, columns]
-            if self.single_category_max_area >= 1:
-                break
-            counts = np.unique(target[target != self.ignore_label], return_counts=True)[1]
-            if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
-                break
-        return (top, left, height, width), target
-
 
 def inference_input(image: np.ndarray, scale: float) -> dict:
     """What a model gets at inference for an image (H,W,3) uint8: "image" uint8 (3,h,w) at `scale`,
@@ -232,34 +215,6 @@ def inference_input(image: np.ndarray, scale: float) -> dict:
     return {"image": _to_tensor(resized), "height": image.shape[0], "width": image.shape[1]}
 
 
-def _recolor(transform: ColorAugSSDTransform, images: list[np.ndarray]) -> list[np.ndarray]:
-    """One draw of a pixelwise colour transform on images of different sizes."""
-    sizes = np.cumsum([image.shape[0] * image.shape[1] for image in images])[:-1]
-    pixels = np.concatenate([image.reshape(-1, 1, 3) for image in images])
-    parts = np.split(transform.apply_image(pixels), sizes)
-    return [part.reshape(image.shape) for part, image in zip(parts, images)]
-
-
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
     # copy(): ascontiguousarray leaves the negative stride of a flipped image one pixel wide
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
-
-
-@contextmanager
-def _seeded(seed: int | None):
-    """Python's and numpy's generators at `seed` inside the block, and as they were after it.
-
-    Detectron2's and fvcore's transforms draw from them; a seed for each sample makes augmentation
-    the same for any number of workers or processes and after a resume.
-    """
-    if seed is None:
-        yield
-        return
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -3,7 +3,7 @@
 
 from .cityscapes import CityscapesSemSegEvaluator
 from .evaluator import SparseRefineEvaluator
-from .evaluators import EVALUATOR_TYPES, build_evaluators, check_packages
+from .evaluators import EVALUATOR_TYPES, build_evaluators, check_packages, own_evaluator
 from .panoptic import PanopticEvaluator
 from .predictions import label_map_of, predictions_of
 from .timing import ForwardTimer
@@ -17,5 +17,6 @@ __all__ = [
     "build_evaluators",
     "check_packages",
     "label_map_of",
+    "own_evaluator",
     "predictions_of",
 ]

@@ -67,7 +67,7 @@ class BudgetSweep:
         """Predict one image with every budget and count; best inside `one_coarse_pass`.
 
         Args:
-            inputs: the image's dict, in a list. truth: (H,W), see `metrics.fold_ignore`.
+            inputs: the image's dict, in a list. truth: (H,W), see `metrics.remap_ignored`.
             known: labels (H,W) by fraction, of budgets that were predicted already.
         """
         known = known or {}

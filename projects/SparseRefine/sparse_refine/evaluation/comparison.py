@@ -21,9 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.reading import read_labels
-from ..storage.files import write_whole
+from ..storage.files import write_text
 from .evaluator import SparseRefineEvaluator
-from .metrics import fold_ignore
+from .metrics import remap_ignored
 from .predictions import predictions_of
 
 # for the configs that loaders are built from
@@ -105,11 +105,7 @@ def compare(
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """As JSON, the file whole or not at all."""
-
-    def write(temporary: str) -> None:
-        Path(temporary).write_text(json.dumps(rows, indent=2) + "\n")
-
-    write_whole(path, write)
+    write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
 def over_seeds(runs: list[list[dict]]) -> list[dict]:
@@ -172,7 +168,7 @@ def _with_truth(name: str, batch: list[dict], outputs: list[dict], dataset: str)
     results = []
     for item, output in zip(batch, outputs):
         truth = read_labels(item["sem_seg_file_name"])
-        truth = fold_ignore(truth, classes, metadata.ignore_label)
+        truth = remap_ignored(truth, classes, metadata.ignore_label)
         maps, selected = predictions_of(output, truth.shape)
         if selected is None:
             raise ValueError(f"arm {name!r} is a dense model: an oracle needs selected pixels")

@@ -20,8 +20,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.reading import check_labels, read_labels
-from .metrics import boundary_band, boundary_counts, confusion_matrix, fold_ignore
+from ..data.label_checks import check_labels
+from ..data.reading import read_labels
+from .metrics import boundary_band, boundary_counts, confusion_matrix, remap_ignored
 from .predictions import predictions_of
 from .records import RecordWriter, pack, read_records, remove_records
 from .results import results_table, total_results, write_results
@@ -95,6 +96,13 @@ class SparseRefineEvaluator(DatasetEvaluator):
         self._calls_seen = 0
         self._bar = None
 
+    def belongs_to(self, tag: str, resume: bool) -> None:
+        """Set what the constructor calls `tag` and `resume`, before `remaining` and `reset`."""
+        if resume and self._output_dir is None:
+            raise ValueError("resume=True needs the output_dir that holds the records")
+        self._header["tag"] = tag
+        self._resume = resume
+
     def watch(self, model: nn.Module) -> ForwardTimer:
         """Measure the model's forward calls, from now or from `reset` until `evaluate`."""
         if self._timer is not None:
@@ -164,7 +172,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             mIoU, pACC, BoundaryIoU, IoU-NAME, BoundaryIoU-NAME
                           of the model's answer: fused, or a plain model's only prediction
             coarse/mIoU ...  refined/mIoU ...   the same of the other two
-            selected/ARM/mIoU, selected/ARM/pACC  of coarse, refined and fused, selected pixels only
+            selected/NAME/mIoU, selected/NAME/pACC  of coarse, refined, fused: selected pixels only
             selected_fraction   0..1, selected pixels over all pixels, as the model saw the images
             megapixels          an image, mean
             seconds, seconds_median   an image; under `watch` only. A batch's seconds are shared
@@ -195,27 +203,28 @@ class SparseRefineEvaluator(DatasetEvaluator):
         return OrderedDict(sparse_refine=results)
 
     def _count(self, file_name: str, output: dict[str, Any]) -> dict[str, Any]:
-        """One image's counts. The truth is read, checked and its band drawn once for all arms."""
+        """One image's counts. The truth is read and checked, and its band drawn, once for all of
+        the predictions."""
         classes, truth_file = len(self._class_names), self._truth_files[file_name]
         truth = read_labels(truth_file)
         check_labels(truth, classes, self._ignore_label, truth_file)
-        truth = fold_ignore(truth, classes, self._ignore_label)
+        truth = remap_ignored(truth, classes, self._ignore_label)
         try:
             predictions, selected = predictions_of(output, truth.shape)
             band = boundary_band(truth, self._boundary_distance)
-            record: dict[str, Any] = {"truth_pixels": truth.size, "arms": {}}
-            for arm, pred in predictions.items():
+            record: dict[str, Any] = {"truth_pixels": truth.size, "predictions": {}}
+            for name, pred in predictions.items():
                 edges = boundary_counts(
                     pred, truth, classes, classes, self._boundary_distance, truth_band=band
                 )
-                record["arms"][arm] = {
+                record["predictions"][name] = {
                     "all": pack(confusion_matrix(pred, truth, classes, classes)),
                     "boundary": pack(np.stack(edges)),
                 }
                 if selected is not None:
                     sites = (labels.reshape(-1)[selected] for labels in (pred, truth))
                     counts = confusion_matrix(*sites, classes, classes)
-                    record["arms"][arm]["selected"] = pack(counts)
+                    record["predictions"][name]["selected"] = pack(counts)
         except ValueError as error:
             raise ValueError(f"{file_name} against {truth_file}: {error}") from error
         if selected is not None:

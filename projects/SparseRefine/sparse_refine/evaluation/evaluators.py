@@ -10,7 +10,7 @@ import sys
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 
 from ..data import read_labels
 from ..modeling.building import refines
@@ -43,19 +43,12 @@ def check_packages(dataset_name: str) -> None:
             logger.warning(f"{dataset_name}, if the base is panoptic: {error}")
 
 
-def build_evaluators(
-    cfg: CfgNode, dataset_name: str, *, resume: bool = False, tag: str = ""
-) -> tuple[SparseRefineEvaluator, DatasetEvaluators]:
-    """(this project's evaluator, all of them as one), by the data set's `evaluator_type`.
+def build_evaluators(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+    """All evaluators of a data set as one, by its `evaluator_type`.
 
     Beside ours: Cityscapes' own scores on Cityscapes, else Detectron2's SemSegEvaluator, which
     needs logits and joins only where the model returns them; on panoptic data sets also panoptic
     quality, if the base is panoptic.
-
-    Args:
-        resume: go on from the records of an interrupted evaluation. Only this project's evaluator
-            can do that, so the others stay out.
-        tag: says what the records belong to, see `SparseRefineEvaluator`.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
@@ -63,23 +56,26 @@ def build_evaluators(
         dataset_name,
         folder,
         boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
-        resume=resume,
-        tag=tag,
         progress=sys.stderr.isatty(),
     )
-    if resume:
-        return ours, DatasetEvaluators([ours])
     beside = []
-    refine = refines(cfg)
     if kind in CITYSCAPES_TYPES:
         beside.append(CityscapesSemSegEvaluator(dataset_name))
-    elif not (refine and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
+    elif not (refines(cfg) and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
         beside.append(
             SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels)
         )
     if kind in PANOPTIC_TYPES:
         beside.append(PanopticEvaluator(dataset_name, folder))
-    return ours, DatasetEvaluators([*beside, ours])
+    return DatasetEvaluators([*beside, ours])
+
+
+def own_evaluator(evaluator: DatasetEvaluator) -> SparseRefineEvaluator | None:
+    """This project's evaluator, in whatever a `build_evaluator` returned."""
+    if isinstance(evaluator, DatasetEvaluators):
+        found = (own_evaluator(part) for part in evaluator._evaluators)
+        return next((part for part in found if part is not None), None)
+    return evaluator if isinstance(evaluator, SparseRefineEvaluator) else None
 
 
 def _read_labels(file_name: str, dtype: type) -> np.ndarray:

@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 
 
-def fold_ignore(truth: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
-    """The truth with its ignored pixels renamed to K, as uint8 (K <= 255) or uint16.
+def remap_ignored(truth: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
+    """The truth with its ignored pixels given the id K, as uint8 (K <= 255) or uint16.
 
     The functions below do this themselves; whoever compares one truth with several predictions
     does it once and passes the result with `ignore_label=num_classes`, which then costs no copy.
@@ -46,9 +46,9 @@ def fold_ignore(truth: np.ndarray, num_classes: int, ignore_label: int) -> np.nd
     if ignore_label == num_classes:
         return _in_range(truth, num_classes + 1, "truth").astype(dtype, copy=False)
     ignored = np.asarray(truth) == ignore_label
-    folded = _in_range(np.where(ignored, 0, truth), num_classes, "truth").astype(dtype, copy=False)
-    folded[ignored] = num_classes  # `where` made the copy
-    return folded
+    result = _in_range(np.where(ignored, 0, truth), num_classes, "truth").astype(dtype, copy=False)
+    result[ignored] = num_classes  # `where` made the copy
+    return result
 
 
 def confusion_matrix(
@@ -63,7 +63,7 @@ def confusion_matrix(
     Raises:
         ValueError: shapes differ, or a label is out of range (also where the truth is ignored).
     """
-    truth = fold_ignore(truth, num_classes, ignore_label)
+    truth = remap_ignored(truth, num_classes, ignore_label)
     pred = _prediction(pred, truth, num_classes)
     return _joint_counts(truth, pred, num_classes + 1, num_classes)[:num_classes]
 
@@ -109,7 +109,7 @@ def boundary_counts(
         distance: half width of the band in pixels.
         truth_band: `boundary_band(truth, distance)` where it is known already.
     """
-    truth = fold_ignore(truth, num_classes, ignore_label)
+    truth = remap_ignored(truth, num_classes, ignore_label)
     pred = _prediction(pred, truth, num_classes)
     if truth_band is None:
         truth_band = boundary_band(truth, distance)
@@ -187,7 +187,7 @@ def _joint_counts(rows: np.ndarray, columns: np.ndarray, height: int, width: int
 
 
 def _prediction(pred: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """The prediction in the folded truth's type, after a check of its shape and values."""
+    """The prediction in the remapped truth's type, after a check of its shape and values."""
     pred = np.asarray(pred)
     if pred.shape != truth.shape:
         raise ValueError(f"prediction is {pred.shape}, truth is {truth.shape}")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..resampling import argmax_labels
+from ..resampling import argmax_labels, nearest_index
 
 # The predictions that SparseRefine offers, and the only one of any other model.
 # The last is the model's answer.
-REFINEMENT_ARMS = ("coarse", "refined", "fused")
-BASE_ARMS = ("base",)
+REFINED_PREDICTIONS = ("coarse", "refined", "fused")
+BASE_PREDICTIONS = ("base",)
 
 
 def label_map_of(output: dict[str, Any]) -> np.ndarray:
@@ -41,12 +41,12 @@ def predictions_of(
     maps and its selection are brought there by nearest neighbour, all three alike.
 
     Args:
-        output: with "refinement" (`sites`, `labels`, `label_map(arm)`), or a plain model's.
+        output: with "refinement" (`sites`, `labels`, `label_map(name)`), or a plain model's.
         shape: (H,W) of the truth.
 
     Returns:
-        label maps (H,W) by REFINEMENT_ARMS or BASE_ARMS, and the flat indices of the selected
-        pixels in them, None for a plain model.
+        label maps (H,W) by REFINED_PREDICTIONS or BASE_PREDICTIONS, and the flat indices (P,) of
+        the selected pixels in them, None for a plain model.
 
     Raises:
         ValueError: the answer's size is not `shape`; says both.
@@ -61,9 +61,12 @@ def predictions_of(
     if "refinement" not in output:
         return {"base": label_map_of(output)}, None
     refinement = output["refinement"]
-    maps = {arm: _to_shape(_to_numpy(refinement.label_map(arm)), shape) for arm in REFINEMENT_ARMS}
+    maps = {
+        name: _to_shape(_to_numpy(refinement.label_map(name)), shape)
+        for name in REFINED_PREDICTIONS
+    }
     selected = np.zeros(tuple(refinement.labels.shape), dtype=bool)
-    sites = _to_numpy(refinement.sites)
+    sites = _to_numpy(refinement.sites)  # (P,2)
     selected[sites[:, 0], sites[:, 1]] = True
     return maps, np.flatnonzero(_to_shape(selected, shape))
 
@@ -76,7 +79,5 @@ def _to_shape(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A map at another size: each pixel from the old pixel in whose area its centre lies."""
     if labels.shape == tuple(shape):
         return labels
-    rows, columns = (
-        ((2 * np.arange(new) + 1) * old) // (2 * new) for new, old in zip(shape, labels.shape)
-    )
+    rows, columns = (nearest_index(new, old).numpy() for new, old in zip(shape, labels.shape))
     return labels[np.ix_(rows, columns)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..storage.files import write_whole
+from ..storage.files import write_text
 from .metrics import summarize
-from .predictions import BASE_ARMS, REFINEMENT_ARMS
+from .predictions import BASE_PREDICTIONS, REFINED_PREDICTIONS
 from .records import add_packed
 
 
@@ -27,50 +28,52 @@ def total_results(
     Raises:
         ValueError: some records are a plain model's and some SparseRefine's.
     """
-    arms = _arms_of(records)
+    predictions = _predictions_in(records)
     num_classes = len(class_names)
     results: OrderedDict[str, float] = OrderedDict()
-    for arm in reversed(arms):  # the model's answer first
+    for prediction in reversed(predictions):  # the model's answer first
         counts = {
             "all": np.zeros((num_classes, num_classes), dtype=np.int64),
             "selected": np.zeros((num_classes, num_classes), dtype=np.int64),
             "boundary": np.zeros((2, num_classes), dtype=np.int64),
         }
         for record in records:
-            for name, packed in record["arms"][arm].items():
+            for name, packed in record["predictions"][prediction].items():
                 add_packed(counts[name], packed)
-        prefix = _prefix(arm, arms)
+        prefix = _prefix(prediction, predictions)
         everywhere = summarize(counts["all"], tuple(counts["boundary"]), class_names)
         results.update((prefix + name, value) for name, value in everywhere.items())
-        if arms == REFINEMENT_ARMS:
+        if predictions == REFINED_PREDICTIONS:
             at_selected = summarize(counts["selected"])
-            results.update((f"selected/{arm}/{name}", v) for name, v in at_selected.items())
-    if arms == REFINEMENT_ARMS:
+            results.update((f"selected/{prediction}/{name}", v) for name, v in at_selected.items())
+    if predictions == REFINED_PREDICTIONS:
         selected = sum(record["selected_pixels"] for record in records)
         results["selected_fraction"] = selected / sum(r["model_pixels"] for r in records)
     if records:
         results["megapixels"] = float(np.mean([r["truth_pixels"] for r in records])) / 1e6
     seconds = [record["seconds"] for record in records if "seconds" in record]
     if seconds:
-        results["seconds"] = float(np.mean(seconds))
-        results["seconds_median"] = float(np.median(seconds))
+        results["seconds"] = statistics.fmean(seconds)
+        results["seconds_median"] = statistics.median(seconds)
     return results
 
 
 def results_table(results: dict[str, float], class_names: Sequence[str]) -> str:
     """A row for each prediction, a row for each class, and a line for what an image costs."""
-    arms = REFINEMENT_ARMS if "selected_fraction" in results else BASE_ARMS
+    refined = "selected_fraction" in results
+    predictions = REFINED_PREDICTIONS if refined else BASE_PREDICTIONS
+    prefixes = {prediction: _prefix(prediction, predictions) for prediction in predictions}
     names = ["mIoU", "BoundaryIoU", "pACC"]
-    rows = [[arm, *(results[_prefix(arm, arms) + name] for name in names)] for arm in arms]
-    if arms == REFINEMENT_ARMS:
+    rows = [[p, *(results[prefix + name] for name in names)] for p, prefix in prefixes.items()]
+    if refined:
         rows = [
             [*row, *(results[f"selected/{row[0]}/{name}"] for name in ("mIoU", "pACC"))]
             for row in rows
         ]
         names += ["selected mIoU", "selected pACC"]
-    columns = [(kind, arm) for kind in ("IoU", "BoundaryIoU") for arm in arms]
+    columns = [(kind, prediction) for kind in ("IoU", "BoundaryIoU") for prediction in predictions]
     of_classes = [
-        [name, *(results[f"{_prefix(arm, arms)}{kind}-{name}"] for kind, arm in columns)]
+        [name, *(results[f"{prefixes[prediction]}{kind}-{name}"] for kind, prediction in columns)]
         for name in class_names
     ]
     costs = ("selected_fraction", "megapixels", "seconds", "seconds_median")
@@ -89,15 +92,16 @@ def write_results(path: Path, about: dict[str, Any], results: dict[str, float]) 
     numbers = {name: None if math.isnan(v) else v for name, v in results.items()}
     text = json.dumps({**about, "sparse_refine": numbers}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: Path(temporary).write_text(text))
+    write_text(path, text)
 
 
-def _arms_of(records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    found = {tuple(record["arms"]) for record in records}
+def _predictions_in(records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    found = {tuple(record["predictions"]) for record in records}
     if len(found) > 1:
         raise ValueError(f"the records mix a plain model's and SparseRefine's: {sorted(found)}")
-    return found.pop() if found else BASE_ARMS
+    return found.pop() if found else BASE_PREDICTIONS
 
 
-def _prefix(arm: str, arms: tuple[str, ...]) -> str:
-    return "" if arm == arms[-1] else f"{arm}/"
+def _prefix(prediction: str, predictions: tuple[str, ...]) -> str:
+    """Of a prediction's names in the results: the model's answer has none."""
+    return "" if prediction == predictions[-1] else f"{prediction}/"

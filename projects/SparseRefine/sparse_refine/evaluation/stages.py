@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import torch
 from torch import nn
+
+from .timing import clock, synchronize
 
 STAGES = ("resize", "base", "select", "extract", "ensemble", "scatter")
 
@@ -53,8 +54,7 @@ class StageTimer:
 
     def seconds(self) -> list[dict[str, float]]:
         """Of each call so far, all of `STAGES`; a stage does not count for the one around it."""
-        if self._on_gpu:
-            torch.cuda.synchronize(self.model.device)
+        synchronize(self.model.device)
         results = []
         for marks in self._calls:
             result = dict.fromkeys(STAGES, 0.0)
@@ -83,7 +83,8 @@ class StageTimer:
 
     def _mark(self):
         if not self._on_gpu:
-            return time.perf_counter()
+            return clock()
+        # a clock would wait for the queue, and the stages after it would find it empty
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -1,12 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wall time of a model's forward calls, measured from outside by hooks."""
+"""Wall seconds of calls: one clock, and what is measured by it.
+
+`once` and `take_turns` time calls, `ForwardTimer` the calls that others make of a module.
+`torch.utils.benchmark.Timer` pins PyTorch to one thread, measures one statement at a time and drops
+what it returns; here models take turns on all threads and their outputs are compared.
+"""
 
 from __future__ import annotations
 
+import functools
+import statistics
 import time
+from collections.abc import Iterable, Mapping
+from typing import Callable
 
 import torch
 from torch import nn
+
+
+def synchronize(*devices: torch.device) -> None:
+    """Wait until the GPUs among `devices` have done all queued work."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def clock(*devices: torch.device) -> float:
+    """Seconds from an arbitrary start, read when the work queued on `devices` is done."""
+    synchronize(*devices)
+    return time.perf_counter()
+
+
+def once(call: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    """Wall seconds of one call, and what it returned, which is freed after the clock is read."""
+    start = clock(device)
+    result = call()
+    return clock(device) - start, result
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int = 9,
+    least: int = 3,
+    budget: float = 8.0,
+    turn: float = 0.05,
+) -> dict[str, list[float]]:
+    """Seconds of each call, in rounds of one turn each: what else the machine does meets all alike.
+
+    Args:
+        calls: by name; each has been called before, so that nothing here is warm-up.
+        repeats: most rounds.
+        least: so many rounds are made, if `repeats` allows, whatever they take.
+        budget: seconds after which no further round begins.
+        turn: seconds; a call that is faster is repeated in its turn until they are over. On a GPU
+            such calls follow one another without waiting: a single one is mostly its launch.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    start = clock()
+    for made in range(repeats):
+        if made >= least and clock() - start > budget:
+            break
+        for name, call in calls.items():
+            spent = once(call, device)[0]
+            if device.type == "cuda" and spent < turn:
+                count = min(1000, int(turn / spent) + 1)
+                spent = once(functools.partial(_in_a_row, call, count), device)[0]
+                seconds[name].append(spent / count)
+                continue
+            seconds[name].append(spent)
+            while spent < turn:
+                seconds[name].append(once(call, device)[0])
+                spent += seconds[name][-1]
+    return seconds
+
+
+def _in_a_row(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        call()
+
+
+def median_and_spread(seconds: Iterable[float]) -> tuple[float, tuple[float, float]]:
+    """Median, (least, largest)."""
+    seconds = list(seconds)
+    return statistics.median(seconds), (min(seconds), max(seconds))
+
+
+def speedup(reference: Iterable[float], seconds: Iterable[float]) -> float:
+    """How often `seconds` fit into `reference`: the median over rounds, which both are made in. A
+    slow round slows both, so that it is steadier than the ratio of the medians."""
+    return statistics.median(one / other for one, other in zip(reference, seconds))
 
 
 class ForwardTimer:
@@ -22,6 +105,9 @@ class ForwardTimer:
 
     Args:
         model: called as a whole; calls of its parts alone are not seen.
+
+    Raises:
+        TypeError: it is not a module.
     """
 
     def __init__(self, model: nn.Module):
@@ -54,13 +140,10 @@ class ForwardTimer:
         self._handles = []
 
     def _before(self, module: nn.Module, args: tuple) -> None:
-        self._synchronize()
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def _after(self, module: nn.Module, args: tuple, output) -> None:
-        self._synchronize()
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(self._clock() - self._start)
 
-    def _synchronize(self) -> None:
-        for device in {p.device for p in self.model.parameters() if p.is_cuda}:
-            torch.cuda.synchronize(device)
+    def _clock(self) -> float:
+        return clock(*{parameter.device for parameter in self.model.parameters()})

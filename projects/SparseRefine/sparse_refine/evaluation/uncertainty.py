@@ -92,7 +92,7 @@ class SelectionLimits:
         self._counts = np.zeros((len(self.fractions) + 1, num_classes, num_classes), np.int64)
 
     def add(self, entropy: np.ndarray, coarse: np.ndarray, truth: np.ndarray) -> None:
-        """One image: entropy (h,w); labels (H,W), the truth as `metrics.fold_ignore` gives it."""
+        """One image: entropy (h,w); labels (H,W), the truth as `metrics.remap_ignored` gives it."""
         levels = expand(selection_levels(entropy, truth.shape, self.fractions), truth.shape)
         valid = truth < self._classes
         joint = levels[valid].astype(np.uint32)

@@ -7,10 +7,16 @@ Nothing here opens an image: a broken one is found when its turn comes.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..data.folders import IMAGE_EXTENSIONS
+from ..data.image_files import (
+    image_extensions,
+    list_images,
+    normalized,
+    pick_images,
+    warn_passed_over,
+)
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -20,7 +26,8 @@ def is_video(path: Path) -> bool:
 
 
 def find_inputs(arguments: Sequence[str], output: Path, recursive: bool = False) -> list[Path]:
-    """The files that `arguments` name, in their order, each once.
+    """The files that `arguments` name, in their order, each once. What folders and globs hold
+    besides images and videos is logged.
 
     Args:
         arguments: files, folders (their images and videos, sorted; hidden ones are passed over) and
@@ -34,7 +41,7 @@ def find_inputs(arguments: Sequence[str], output: Path, recursive: bool = False)
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
-        paths = list(_named(argument, output.resolve(), recursive))
+        paths = _named(argument, output.resolve(), recursive)
         if not paths:
             raise FileNotFoundError(f"{argument}: no such file, and no image or video in it")
         for path in paths:
@@ -42,28 +49,23 @@ def find_inputs(arguments: Sequence[str], output: Path, recursive: bool = False)
     return list(found.values())
 
 
-def _named(argument: str, output: Path, recursive: bool) -> Iterator[Path]:
+def _named(argument: str, output: Path, recursive: bool) -> list[Path]:
     path = Path(argument).expanduser()
+    extensions = image_extensions().union(VIDEO_EXTENSIONS)
     if path.is_dir():
-        yield from _media(path.rglob("*") if recursive else path.iterdir(), path, output)
+        found = list_images(path, extensions, recursive, without=output)
     elif path.exists():  # before globs: a file may be called a[1].jpg
-        yield path
+        return [path]
     else:
         matches = map(Path, glob.glob(str(path), recursive=True))
-        yield from _media(matches, None, output)
-
-
-def _media(paths: Iterable[Path], folder: Path | None, output: Path) -> Iterator[Path]:
-    for path in sorted(paths):
-        parts = path.relative_to(folder).parts if folder else (path.name,)
-        hidden = any(part.startswith(".") for part in parts)
-        known = path.suffix.lower() in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
-        if known and not hidden and path.is_file() and output not in path.resolve().parents:
-            yield path
+        found = pick_images(matches, extensions, without=output)
+    warn_passed_over(argument, found.passed_over)
+    return found.files
 
 
 def assign_names(paths: Sequence[Path], earlier: dict[str, str]) -> dict[Path, str]:
-    """A name for each path, no two alike, not even where upper and lower case are one.
+    """A name for each path, no two alike, not even where upper and lower case, or the two ways to
+    write an accented letter, are one.
 
     It is the file's name without its ending. Where two inputs, of this run or of earlier ones,
     would share it, ending and folders come in: `a/x.jpg`, `b/x.jpg` become `a_x` and `b_x`, and
@@ -73,21 +75,25 @@ def assign_names(paths: Sequence[Path], earlier: dict[str, str]) -> dict[Path, s
         paths: different files.
         earlier: names that inputs (resolved paths) have from earlier runs; they keep them.
     """
-    taken = {name.casefold() for name in earlier.values()}
+    taken = {_folded(name) for name in earlier.values()}
     resolved = {path: path.resolve() for path in paths}
     names = {path: earlier[str(full)] for path, full in resolved.items() if str(full) in earlier}
     groups: dict[str, list[Path]] = {}
     for path in paths:
         if path not in names:
-            groups.setdefault(path.stem.casefold(), []).append(path)
+            groups.setdefault(_folded(path.stem), []).append(path)
     for group in groups.values():
         for candidates in _candidates([resolved[path] for path in group]):
-            folded = {name.casefold() for name in candidates}
+            folded = {_folded(name) for name in candidates}
             if len(folded) == len(group) and not folded & taken:
                 break
         names.update(zip(group, candidates))
         taken |= folded
     return {path: names[path] for path in paths}
+
+
+def _folded(name: str) -> str:
+    return normalized(name).casefold()
 
 
 def _candidates(group: list[Path]) -> Iterator[list[str]]:

@@ -20,12 +20,22 @@ from torch import nn
 from ..config import load_config
 from .loading import load_model
 
-__all__ = ["find", "get", "get_config", "get_config_file", "get_weights", "names"]
+__all__ = [
+    "configs_folder",
+    "find",
+    "get",
+    "get_config",
+    "get_config_file",
+    "get_weights",
+    "names",
+    "with_weights_found",
+]
 
 # Name of a config -> name of the weights, where they differ: a budget is chosen at inference.
 _SAME_WEIGHTS = {"rgbweed/sparse_refine_fast": "rgbweed/sparse_refine"}
 # What the yaml files, which are read from the repository's root, put before `weights/`.
 _IN_REPOSITORY = Path("projects", "SparseRefine")
+_BASE_WEIGHTS = "MODEL.SPARSE_REFINE.BASE.WEIGHTS"
 
 
 def names() -> list[str]:
@@ -34,6 +44,15 @@ def names() -> list[str]:
     configs = (path.relative_to(root / "configs") for path in root.glob("configs/*/*.yaml"))
     found = (config.with_suffix("").as_posix() for config in configs)
     return sorted(name for name in found if _weights(root, name).is_file())
+
+
+def configs_folder() -> str:
+    """Path of the folder of all configs, with and without weights here.
+
+    Raises:
+        FileNotFoundError: there is none; says where was looked.
+    """
+    return str(_root() / "configs")
 
 
 def get_config_file(name: str) -> str:
@@ -102,17 +121,35 @@ def with_base_weights(cfg: CfgNode) -> CfgNode:
     Raises:
         FileNotFoundError: the zoo has no such file.
     """
-    node = cfg.MODEL.SPARSE_REFINE.BASE
-    if _IN_REPOSITORY / "weights" not in Path(node.WEIGHTS).parents:
+    return _with_zoo_path(cfg, _BASE_WEIGHTS, cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS)
+
+
+def with_weights_found(cfg: CfgNode) -> CfgNode:
+    """The same of MODEL.WEIGHTS too, where they are no files from here: a yaml that stands on one
+    of the zoo's works in any folder, with a wheel as with a checkout.
+
+    Raises:
+        FileNotFoundError: as `with_base_weights`.
+    """
+    given = {
+        _BASE_WEIGHTS: cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS,
+        "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS,
+    }
+    for key, path in given.items():
+        if not Path(path).is_file():
+            cfg = _with_zoo_path(cfg, key, path)
+    return cfg
+
+
+def _with_zoo_path(cfg: CfgNode, key: str, given: str) -> CfgNode:
+    if _IN_REPOSITORY / "weights" not in Path(given).parents:
         return cfg
-    path = _root() / Path(node.WEIGHTS).relative_to(_IN_REPOSITORY)
+    path = _root() / Path(given).relative_to(_IN_REPOSITORY)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"MODEL.SPARSE_REFINE.BASE.WEIGHTS is {node.WEIGHTS!r}, which is not at {path}"
-        )
+        raise FileNotFoundError(f"{key} is {given!r}, which is not at {path}")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = str(path)
+    cfg.merge_from_list([key, str(path)])
     cfg.freeze()
     return cfg
 

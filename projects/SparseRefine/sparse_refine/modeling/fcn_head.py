@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation heads on several feature maps side by side, and what such heads share."""
+"""Segmentation heads on concatenated feature maps: what they share, and the FCN head.
+
+Shapes: features (B,C_i,h_i,w_i), the finest (h_0,w_0); K classes; images (B,3,H,W).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,9 @@ def add_head_config(cfg: CN) -> None:
 
 
 class ConcatHead(nn.Module):
-    """What is common to heads that bring features to the finest one's size and concatenate them.
+    """Base class of heads that bring features to the finest one's size and concatenate them.
 
-    A subclass gives `layers(maps)`: the features, finest first -> (B,conv_dims,h,w); the classifier
-    follows here, and the loss.
+    A subclass defines `layers`; the classifier and the loss are here.
 
     Args:
         input_shape: the features to use, see `Backbone.output_shape`; any order.
@@ -35,7 +37,10 @@ class ConcatHead(nn.Module):
         conv_dims: channels before the classifier.
         dropout: share of those channels that training sets to zero, 0..1.
         loss_weight: factor on the cross-entropy.
-        ignore_value: label that takes no part in it.
+        ignore_value: the label that is no class.
+
+    Raises:
+        ValueError: no feature.
     """
 
     def __init__(
@@ -84,11 +89,12 @@ class ConcatHead(nn.Module):
         }
 
     def layers(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """The features, finest first -> (B,conv_dims,h_0,w_0)."""
         raise NotImplementedError
 
     @staticmethod
     def concatenate(maps: list[torch.Tensor]) -> torch.Tensor:
-        """Maps (B,C_i,h_i,w_i), the first one's size for all -> (B, sum of C_i, h_0, w_0)."""
+        """Maps (B,C_i,h_i,w_i) -> (B, sum of C_i, h_0, w_0), the size of the first."""
         size = maps[0].shape[-2:]
         return torch.cat(
             [
@@ -102,7 +108,8 @@ class ConcatHead(nn.Module):
         )
 
     def forward(self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None):
-        """Training: (None, {"loss_sem_seg"}), with labels (B,H,W). Else: (logits (B,K,H,W), {})."""
+        """As Detectron2's SemSegFPNHead: in training, with labels (B,H,W), returns
+        (None, {"loss_sem_seg"}); else (logits (B,K,H,W), {})."""
         x = self.layers([features[name] for name in self.in_features])
         logits = F.interpolate(
             self.predictor(self.dropout(x)).float(),
@@ -117,7 +124,10 @@ class ConcatHead(nn.Module):
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, norm: str, kernel_size: int = 1) -> Conv2d:
-    """A convolution (without bias where a norm follows), the norm, ReLU."""
+    """Convolution (without bias where a norm follows), norm, ReLU; stride 1, the size stays.
+
+    `norm`: a name that Detectron2's `get_norm` knows, "" for none; `kernel_size`: odd.
+    """
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -142,6 +152,9 @@ class FCNHead(ConcatHead):
         num_convs: at least 1.
         kernel_size: of each of them, odd.
         norm: a name that Detectron2's `get_norm` knows.
+
+    Raises:
+        ValueError: no feature, no convolution, or an even size.
     """
 
     @configurable

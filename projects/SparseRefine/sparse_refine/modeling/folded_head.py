@@ -2,14 +2,16 @@
 """The head of transformers' SegFormer without its largest product, the same but for rounding.
 
 The head brings four maps to D channels and to one size, and mixes all 4 D of them. Interpolation
-mixes positions and the layers around it mix channels, so they can change places, and two layers
-that follow one another are one:
+acts on positions and the linear layers around it on channels, so they commute, and two successive
+linear layers are one:
 
     F [up(P1 x1 + b1) ... up(P4 x4 + b4)]  =  up(F1 P1 x1) + F1 b1 + ... + up(F4 P4 x4) + F4 b4
 
-with the four parts F1 ... F4 of F, into which the batch norm is multiplied. D x c products a pixel
-of each map, at the map's own size, are left; the 4 D x D a pixel of the largest are gone. At
-1024x2048 with D = 768 that is 12 GMACs in place of 322.
+with the four parts F1 ... F4 of F, into which the batch norm is folded. D x c products a pixel of
+each map, at the map's own size, are left; the 4 D x D a pixel of the largest are gone. At 1024x2048
+with D = 768 that is 12 GMACs in place of 322.
+
+Shapes: maps x1 ... x4 (B,c,h,w), the largest first; D channels inside the head, K classes.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_CHANNELS = 192  # of the D at once: the maps of all would be of 400 MB at 1024x2048
+_CHANNELS = 192  # of the D at once: a map of all takes 400 MB at 1024x2048
 
 
 def fold_head(model: nn.Module) -> nn.Module:
-    """Let every SegFormer head in `model` work so in evaluation, in place; `model` is returned.
+    """Let every SegFormer head in `model` compute this in evaluation, in place; returns `model`.
 
-    Parameters and their names stay as they are, training is as before, and weights that are loaded
-    later are taken up.
+    Parameters and their names stay as they are, training is as before, and weights may be loaded
+    later: the layers are folded at each call.
 
     Raises:
         ValueError: there is none.
@@ -43,7 +45,7 @@ def fold_head(model: nn.Module) -> nn.Module:
 
 
 def unfold_head(model: nn.Module) -> nn.Module:
-    """Undo `fold_head`, in place; `model` is returned. Without it, nothing happens."""
+    """Undo `fold_head` where it was called, in place; returns `model`."""
     for module in model.modules():
         own = vars(module).get("forward")
         if isinstance(own, functools.partial) and own.func is _folded_forward:
@@ -66,7 +68,7 @@ def _folded_forward(head: nn.Module, maps, *args, **options) -> torch.Tensor:
     logits = head.classifier.bias.float()[:, None, None]
     for start in range(0, len(bias), _CHANNELS):
         part = slice(start, start + _CHANNELS)
-        mixed = F.conv2d(maps[0], weights[0][part], bias[part])
+        mixed = F.conv2d(maps[0], weights[0][part], bias[part])  # (B,_CHANNELS,h,w)
         for x, weight in zip(maps[1:], weights[1:]):
             x = F.conv2d(x, weight[part])
             mixed += F.interpolate(x, mixed.shape[-2:], mode="bilinear", align_corners=False)
@@ -75,15 +77,15 @@ def _folded_forward(head: nn.Module, maps, *args, **options) -> torch.Tensor:
 
 
 def folded_weights(head: nn.Module) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """For each map, the largest first, (D,c,1,1), and (D,): what of it is added to D channels, with
-    the batch norm's statistics of evaluation."""
+    """F1 P1 ... F4 P4 with the batch norm folded in, (D,c,1,1) each, the largest map's first; and
+    the sum of all biases (D,)."""
     norm, kind = head.batch_norm, head.linear_fuse.weight.dtype
-    # made anew on every call, in a hundredth of the head's time: nothing can be out of date
+    # folded at each call, in a hundredth of the head's time: nothing can be out of date
     with torch.autocast(head.linear_fuse.weight.device.type, enabled=False):
         scale = norm.weight.float() / (norm.running_var.float() + norm.eps).sqrt()
         fuse = head.linear_fuse.weight.float().flatten(1) * scale[:, None]
         bias = norm.bias.float() - norm.running_mean.float() * scale
-        # they are concatenated the smallest map first
+        # transformers concatenates the smallest map first
         projections = [layer.proj for layer in _projections(head)]
         weights = []
         for mix, layer in zip(reversed(fuse.chunk(len(projections), dim=1)), projections):
@@ -93,5 +95,5 @@ def folded_weights(head: nn.Module) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 def _projections(head: nn.Module) -> nn.ModuleList:
-    """Renamed in transformers 5."""
+    """P1 ... P4; renamed in transformers 5."""
     return head.linear_projections if hasattr(head, "linear_projections") else head.linear_c

@@ -68,6 +68,7 @@ def FrozenMaskFormer(cfg: CfgNode) -> nn.Module:
 
 
 def _metadata(cfg: CfgNode):
+    """Of the first training set: which classes are things, where panoptic maps are wanted."""
     if not cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON:
         return None
     for name in cfg.DATASETS.TRAIN[:1]:

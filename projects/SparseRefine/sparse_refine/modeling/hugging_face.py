@@ -3,7 +3,7 @@
 
 Semantic models (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2 ...) give logits;
 universal ones (Mask2Former, MaskFormer, OneFormer, EoMT) give queries, each with a class and a
-mask: scores.
+mask, from which scores are made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .hugging_face_loading import is_universal, load_parts
 from .module_segmentor import plain
 from .segmentor import Segmentor
 
-_QUERIES = 16  # masks brought to the image's size at once: a hundred at 512x1024 take 210 MB
+_QUERIES = 16  # masks interpolated at once: a hundred at 512x1024 take 210 MB
 
 
 def add_hugging_face_config(cfg: CfgNode) -> None:
@@ -69,9 +69,12 @@ class HuggingFaceSegmentor(Segmentor):
         task_inputs: (1,T) int64, OneFormer's tokens of "the task is semantic".
         class_order: the output's channel for each class of the data set.
         options: of `Segmentor`; `score_type` follows from the model.
+
+    Raises:
+        ValueError: a transformers model that is not for segmentation.
     """
 
-    # a file of the transformers model alone serves as a base's weights
+    # a checkpoint of the transformers model alone serves as a base's weights
     weights_prefix = "model."
 
     @configurable
@@ -97,12 +100,13 @@ class HuggingFaceSegmentor(Segmentor):
 
     @classmethod
     def comes_with_weights(cls, cfg: CfgNode) -> bool:
+        """Whether those of HUGGING_FACE.NAME are loaded, see building.py."""
         return bool(cfg.MODEL.HUGGING_FACE.NAME and cfg.MODEL.HUGGING_FACE.PRETRAINED)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.HUGGING_FACE
-        # trained, or loaded, as a whole
+        # trained or loaded by itself, it may have a new head
         dense = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE) is cls
         parts = load_parts(
             node.NAME,
@@ -127,7 +131,11 @@ class HuggingFaceSegmentor(Segmentor):
 
     @classmethod
     def from_pretrained(cls, name: str, **options) -> HuggingFaceSegmentor:
-        """Without a yaml. `name` is a hub id or a local folder; `options` are of `load_parts`."""
+        """Built without a yaml: `name` is a hub id or a folder, `options` are of `load_parts`.
+
+        Raises:
+            ImportError, ValueError: as `load_parts`.
+        """
         return cls(**load_parts(name, **options))
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
@@ -150,18 +158,20 @@ class HuggingFaceSegmentor(Segmentor):
 def query_scores(classes: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Class logits (B,Q,K+1) and mask logits (B,Q,h,w) of queries -> scores (B,K,H,W) >= 0.
 
-    The last class is "no object". Cheng et al., 2022 (arXiv 2112.01527), section 3.
+    The sum over queries of softmax(class) * sigmoid(mask), without the last class, "no object"
+    (Mask2Former, Cheng et al., arXiv 2112.01527).
     """
     classes = classes.softmax(-1)[..., :-1]
     total = 0
     for share, part in zip(classes.split(_QUERIES, 1), masks.split(_QUERIES, 1)):
         if part.shape[-2:] != size:
             part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
-        total = total + torch.einsum("bqc,bqhw->bchw", share, part.sigmoid())
+        total = total + torch.einsum("bqc,bqhw->bchw", share, part.sigmoid())  # (B,K,H,W)
     return total
 
 
 def _data_classes(cfg: CfgNode) -> list[str] | None:
+    """Class names of the data set, in the order of its ids, where they are known."""
     if cfg.DATASETS.CLASS_NAMES:
         return list(cfg.DATASETS.CLASS_NAMES)
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):

@@ -30,7 +30,7 @@ def load_parts(
     size_divisibility: int = 0,
     class_names: list[str] | None = None,
 ) -> dict:
-    """Arguments of `HuggingFaceSegmentor` for a model of the hub, of a folder or of a config.
+    """Arguments of `HuggingFaceSegmentor`, for a model from the hub, a folder or a config.
 
     Weights are read from safetensors files, or by torch's weights-only loader; code of a hub
     repository is never run.
@@ -38,15 +38,17 @@ def load_parts(
     Args:
         name: hub id, or a folder with config.json, weights and preprocessor_config.json.
         revision: branch, tag or commit on the hub.
-        pretrained: with the weights; else random ones, `num_classes` of them in the head.
+        pretrained: load the weights; else they are random, and the head has `num_classes`.
         config: entries that replace those of config.json; without `name`, "model_type" and all
             that differs from transformers' defaults.
         num_classes: K that the model must have; None takes the model's.
-        new_head: let `pretrained` weights lack what a model of K classes has, and start that anew.
+        new_head: tensors that the pretrained weights lack, or have for another number of classes,
+            start from random numbers. False: they are an error.
         image_format: "RGB" or "BGR", the order of the images' channels.
-        image_size: see the constructor; () takes the model's own, where it knows but one.
+        image_size: (height, width) that images are resized to; () takes the model's own where it
+            knows one size only.
         size_divisibility: 0 takes the image processor's, or the model's patches.
-        class_names: of the data set.
+        class_names: of the data set, in the order of its ids; None leaves the model's order.
 
     Raises:
         ImportError: transformers is not installed.
@@ -56,7 +58,7 @@ def load_parts(
     config = _config(transformers, name, revision, config or {})
     universal = is_universal(config)
     pretrained = pretrained and bool(name)
-    if getattr(config, "use_auxiliary_head", False):  # nobody reads what it says
+    if getattr(config, "use_auxiliary_head", False):  # its output would not be read
         config.use_auxiliary_head = False
     if num_classes is not None and (new_head or not pretrained):
         if config.num_labels != num_classes:
@@ -146,6 +148,7 @@ def _config(transformers, name: str, revision: str, entries: dict):
 
 
 def _pretrained(kind, name: str, revision: str, config, new_head: bool) -> nn.Module:
+    """A model with its weights; see `load_parts` for `new_head`."""
     model, loading = kind.from_pretrained(
         name,
         revision=revision,
@@ -170,7 +173,8 @@ def _pretrained(kind, name: str, revision: str, config, new_head: bool) -> nn.Mo
 
 
 def _processing(transformers, name: str, revision: str, image_format: str) -> dict:
-    """Mean and std on 0..255, padding and channel order, as the image processor has them."""
+    """Mean and std on 0..255, size divisibility and channel order, as the image processor has them;
+    {} where there is none."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
             name, revision=revision, trust_remote_code=False
@@ -189,7 +193,7 @@ def _processing(transformers, name: str, revision: str, image_format: str) -> di
         "pixel_mean": tuple(value / factor for value in mean),
         "pixel_std": tuple(value / factor for value in std),
     }
-    # the numbers are RGB's; `Segmentor` normalises in the images' order and flips afterwards
+    # those are RGB's; `Segmentor` normalises in the images' order and flips afterwards
     if image_format == "BGR":
         parts = {key: value[::-1] for key, value in parts.items()}
     wants_bgr = bool(getattr(processor, "do_flip_channel_order", False))
@@ -200,6 +204,7 @@ def _processing(transformers, name: str, revision: str, image_format: str) -> di
 
 
 def _task_tokens(transformers, name: str, revision: str, length: int) -> torch.Tensor:
+    """(1,length) int64: OneFormer is told its task as text."""
     if not name:
         raise ValueError("OneFormer needs MODEL.HUGGING_FACE.NAME: its tokenizer reads the task")
     tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -216,7 +221,7 @@ def _task_tokens(transformers, name: str, revision: str, length: int) -> torch.T
 
 
 def _class_order(names: list[str], wanted: list[str] | None) -> list[int] | None:
-    """For each class of the data set the model's channel, or None where nothing is to be moved."""
+    """For each class of the data set the model's channel; None where the order stays."""
     if wanted is None:
         return None
     ours, theirs = ([name.strip().lower() for name in part] for part in (wanted, names))

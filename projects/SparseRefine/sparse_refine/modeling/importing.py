@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Code that a yaml names: other Detectron2 projects, and models in a user's own files.
 
-Importing runs that code, so a config deserves the trust of a program.
+Importing runs that code: such a config has to be trusted as a program is.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-# Compiled operators that Mask2Former and its kin import at the top. They have a fallback for the
-# one that they need; the others serve evaluators that nothing here uses.
+# Compiled operators that Mask2Former and its kin import at the top. For deformable attention they
+# have a fallback in PyTorch; the others serve evaluators that nothing here uses.
 _COMPILED = ("detectron2._C", "MultiScaleDeformableAttention")
 
 
 def import_object(path: str, key: str) -> Any:
     """What `path` names: "package.module:name" or "path/to/file.py:name".
 
-    A file is imported once, from where the program runs, whatever the number of names taken from
-    it. `key` is the config key, for messages.
+    A file's path is relative to the working directory; a file is imported once, however many names
+    are taken from it. `key` is the config key, for messages.
 
     Raises:
         ValueError: `path` has another form.
@@ -53,7 +53,9 @@ def import_projects(cfg: CfgNode, projects: list[str]) -> None:
     set defaults of keys that they share with this one.
 
     Raises:
+        FileNotFoundError: a project is a file that does not exist.
         ImportError: a project is not on the path, or fails to import.
+        ValueError: a name of another form.
     """
     for project in projects:
         with _without_compiled_operators():
@@ -93,6 +95,7 @@ def _import_module(name: str, key: str) -> types.ModuleType:
 
 
 def _import_file(path: Path, key: str) -> types.ModuleType:
+    """A user's file as a module, the same one at every call: its registrations run once."""
     if not path.is_file():
         raise FileNotFoundError(f"{key} names {str(path)!r}, which is no file")
     path = path.resolve()
@@ -121,6 +124,7 @@ class _NotCompiled(types.ModuleType):
 
 @contextmanager
 def _without_compiled_operators():
+    """Let modules that import compiled operators be imported where those are missing."""
     stubs = {}
     for name in _COMPILED:
         try:
@@ -130,6 +134,6 @@ def _without_compiled_operators():
     sys.modules.update(stubs)
     try:
         yield
-    finally:  # nobody else shall think that they are there
+    finally:  # other code asks by importing them whether they are there
         for name in stubs:
             sys.modules.pop(name, None)

@@ -3,7 +3,7 @@
 
 "Hamburger" (Geng et al., arXiv 2109.04553) between two 1x1 convolutions: the features X (D,N), D
 channels of N = h w pixels, all non-negative, are approximated by a product of bases (D,R) and
-coefficients (R,N), found anew for each image by multiplicative updates (Lee and Seung 2001).
+coefficients (R,N), found for each image by multiplicative updates (Lee and Seung 2001).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _EPS = 1e-6
 
 
 class NMF2d(nn.Module):
-    """Non-negative features (B,D,h,w) -> their rank-R approximation (B,D,h,w).
+    """Non-negative matrix factorisation: features (B,D,h,w) >= 0 -> their rank-R approximation.
 
-    The updates start at random bases. In training these are drawn anew at every call from torch's
-    generator; in eval mode they are always the same ones, drawn once with `seed`, and the same for
-    each image of a batch, so that an image's prediction never changes.
+    The updates start at random bases. In training they are drawn at every call from torch's
+    generator; in eval mode they are the same ones for every image, drawn once with `seed`, so that
+    predictions are reproducible. (MMSegmentation's draws at every call in eval mode, too.)
 
     Gradients flow through all updates: with 6 or 7 of them that costs little.
 
@@ -65,15 +65,15 @@ class NMF2d(nn.Module):
 
 
 def _update(factor: torch.Tensor, other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """One multiplicative update of `factor` (B,R,N), given other (B,R,D) and x (B,D,N)."""
+    """One multiplicative update of `factor` (B,R,N), given `other` (B,R,D) and x (B,D,N): it stays
+    non-negative, and the squared error of the product does not grow (Lee and Seung 2001)."""
     return factor * (other @ x) / ((other @ other.transpose(1, 2)) @ factor + _EPS)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class LightHamHead(ConcatHead):
-    """SegNeXt's: squeeze to `conv_dims` channels, Hamburger, one more 1x1, the classifier.
-
-    All convolutions are 1x1. See `ConcatHead` for the other arguments.
+    """SegNeXt's head: squeeze to `conv_dims` channels, Hamburger with a skip, one more 1x1, the
+    classifier. All convolutions are 1x1. See `ConcatHead` for the other arguments.
 
     Args:
         norm: a name that Detectron2's `get_norm` knows; SegNeXt's is "GN", for which `conv_dims`

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """MiT, the transformer backbone of SegFormer (Xie et al., arXiv 2105.15203), for Detectron2.
 
-Overlapping patches, no position codes, and attention whose keys and values come from a smaller map.
-Written here although `transformers` has it, because the parameters of that package's SegFormer have
+Overlapping patches, no position embedding, and attention whose keys and values come from a smaller
+map. Written here although `transformers` has it: the parameters of that package's SegFormer have
 other names in each major version, and a checkpoint has to outlive them.
-B images, C channels, (h,w) the size at the stage, N = h w.
+
+Shapes: B images, C channels, (h,w) the map of the stage, N = h w tokens.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ SIZES = {
     "b5": ((64, 128, 320, 512), (3, 6, 40, 3)),
 }
 HEADS = (1, 2, 5, 8)
-REDUCTIONS = (8, 4, 2, 1)  # sides of the map that keys and values come from, divided
+REDUCTIONS = (8, 4, 2, 1)  # how many times smaller, a side, the map of keys and values is
 _MLP_RATIO = 4
-_EPS = 1e-6
+_EPS = 1e-6  # of layer norms
 
 
 def add_mix_transformer_config(cfg: CN) -> None:
@@ -44,7 +45,8 @@ def add_mix_transformer_config(cfg: CN) -> None:
 
 
 class ReducedAttention(nn.Module):
-    """Multi-head attention of all N pixels to a map reduced `reduction` times a side."""
+    """Multi-head attention of N tokens to a map that is `reduction` times smaller a side (section
+    3.1, efficient self-attention): (B,N,C) -> (B,N,C)."""
 
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
@@ -60,7 +62,7 @@ class ReducedAttention(nn.Module):
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         source = x
         if self.reduce is not None:
-            source = self.norm(_to_tokens(self.reduce(_to_map(x, size))))
+            source = self.norm(_to_tokens(self.reduce(_to_map(x, size))))  # (B,N/reduction**2,C)
         query = self._split(self.query(x))  # (B,heads,N,C/heads)
         key, value = (self._split(part) for part in self.key_value(source).chunk(2, dim=2))
         context = F.scaled_dot_product_attention(query, key, value)
@@ -71,7 +73,8 @@ class ReducedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the MLP has a 3x3 depthwise convolution."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), (B,N,C) each. The MLP has a 3x3 depthwise
+    convolution, which stands for the position embedding (section 3.1, Mix-FFN)."""
 
     def __init__(self, channels: int, heads: int, reduction: int, drop_path: float):
         super().__init__()
@@ -91,7 +94,13 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """(B,C_in,H,W) -> (B,C,h,w): overlapping patches, blocks, layer normalisation."""
+    """(B,C_in,H,W) -> (B,C,h,w): overlapping patches, blocks, layer norm.
+
+    Args:
+        patch, stride: of the convolution that makes patches, in pixels.
+        heads, reduction: of the attention.
+        drop_paths: stochastic depth of each block, 0..1.
+    """
 
     def __init__(
         self,
@@ -123,10 +132,9 @@ class MixTransformer(StagedBackbone):
     """Input (B,3,H,W) -> {"res2" ... "res5"}, (B,C,H/s,W/s) at strides s 4, 8, 16, 32.
 
     Args:
-        channels, depths: a stage, see `SIZES`.
-        heads, reductions: of the attention, a stage.
-        drop_path: share of residual halves that training leaves out at the last block, 0..1,
-            growing linearly from 0 at the first.
+        channels, depths: channels and number of blocks of each stage, see `SIZES`.
+        heads, reductions: of the attention of each stage.
+        drop_path: stochastic depth of the last block, 0..1, see `stage_drop_paths`.
         out_features: names to return; stages after the last are not built.
 
     Raises:
@@ -162,7 +170,7 @@ class MixTransformer(StagedBackbone):
 
 
 def _to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B,N,C) -> (B,C,h,w): the same memory, which is what torch calls channels_last."""
+    """(B,N,C) -> (B,C,h,w): the same memory, channels_last for torch."""
     return tokens.transpose(1, 2).unflatten(2, tuple(size))
 
 
@@ -173,7 +181,7 @@ def _to_tokens(x: torch.Tensor) -> torch.Tensor:
 
 @BACKBONE_REGISTRY.register()
 def build_mix_transformer_backbone(cfg, input_shape: ShapeSpec) -> MixTransformer:
-    """Reads MODEL.MIX_TRANSFORMER."""
+    """SegFormer's MiT. Reads MODEL.MIX_TRANSFORMER."""
     node = cfg.MODEL.MIX_TRANSFORMER
     if node.SIZE not in SIZES:
         raise ValueError(f"MODEL.MIX_TRANSFORMER.SIZE is {node.SIZE!r}: one of {list(SIZES)}")

@@ -29,7 +29,8 @@ def add_module_config(cfg: CfgNode) -> None:
 class ModuleSegmentor(Segmentor):
     """Maps Detectron2's list of {"image"} to [{"sem_seg": (K,H,W)}] with any `nn.Module`.
 
-    From a config it is built from MODEL.MODULE (see config.py), MODEL.PIXEL_MEAN and PIXEL_STD.
+    From a config it is built by MODEL.MODULE (see `add_module_config`), MODEL.PIXEL_MEAN and
+    PIXEL_STD, SEM_SEG_HEAD.IGNORE_VALUE and SPARSE_REFINE.BASE.SCORE_TYPE.
 
     Args:
         module: float (B,3,H,W) -> class scores (B,K,h,w) of any size (brought to H x W bilinearly),
@@ -43,15 +44,16 @@ class ModuleSegmentor(Segmentor):
     """
 
     # a checkpoint of the module alone, without this before its names, serves as a base's weights
-    weights_prefix = "module."
+    weights_prefix = "network."
 
     @configurable
     def __init__(self, module: nn.Module, **options):
         super().__init__(**options)
-        self.module = module
+        self.network = module
 
     @classmethod
     def comes_with_weights(cls, cfg: CfgNode) -> bool:
+        """What MODULE.PRETRAINED says, see building.py."""
         return bool(cfg.MODEL.MODULE.PRETRAINED)
 
     @classmethod
@@ -83,10 +85,10 @@ class ModuleSegmentor(Segmentor):
         }
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
-        return self._checked(self.module(images))
+        return self._checked(self.network(images))
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        output = self.module(images)
+        output = self.network(images)
         losses = {"loss_sem_seg": self._cross_entropy(self._checked(output), labels)}
         if isinstance(output, dict) and isinstance(output.get("aux"), torch.Tensor):
             losses["loss_aux"] = 0.5 * self._cross_entropy(output["aux"], labels)
@@ -99,16 +101,16 @@ class ModuleSegmentor(Segmentor):
                 tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
             )
             raise ValueError(
-                f"{type(self.module).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
+                f"{type(self.network).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
                 "that holds them under 'out', are needed"
             )
         return scores
 
 
 def as_segmentor(module: nn.Module, **options) -> nn.Module:
-    """What speaks Detectron2's lists of dicts as it is (a `Segmentor`, a registered
-    meta-architecture, what has an attribute `sem_seg_head`); else a `ModuleSegmentor` with
-    `options` around it."""
+    """`module` as it is where it takes Detectron2's list of dicts: a `Segmentor`, a registered
+    meta-architecture, or what has an attribute `sem_seg_head`. Else a `ModuleSegmentor` around it,
+    with `options`."""
     name = type(module).__name__
     registered = name in META_ARCH_REGISTRY and META_ARCH_REGISTRY.get(name) is type(module)
     if registered or isinstance(module, Segmentor) or hasattr(module, "sem_seg_head"):
@@ -117,7 +119,7 @@ def as_segmentor(module: nn.Module, **options) -> nn.Module:
 
 
 def plain(node):
-    """A config node, or what is in one, as dicts, lists and numbers."""
+    """A config node, or a value of one, as plain dicts, lists and numbers."""
     if isinstance(node, dict):
         return {key: plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

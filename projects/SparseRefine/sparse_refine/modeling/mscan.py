@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """MSCAN, the convolutional backbone of SegNeXt (Guo et al., arXiv 2209.08575), for Detectron2.
 
-A stage is an overlapping downsampling convolution, then blocks of two residual halves: attention
-whose weights are sums of strip convolutions of 7, 11 and 21 pixels, and a small convolutional MLP.
-B images, C channels, (h,w) the size at the stage.
+A stage is an overlapping downsampling convolution, then blocks of two residual branches: attention
+whose weights are sums of strip convolutions of 7, 11 and 21 pixels, and a convolutional MLP.
+
+Shapes: B images, C channels, (h,w) the map of the stage; all modules map (B,C,h,w) to (B,C,h,w).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SIZES = {
 }
 MLP_RATIOS = (8, 8, 4, 4)
 _STRIPS = (7, 11, 21)
-_LAYER_SCALE = 1e-2  # initial factor on each residual half
+_LAYER_SCALE = 1e-2  # initial factor on each residual branch
 
 
 def add_mscan_config(cfg: CN) -> None:
@@ -39,7 +40,8 @@ def add_mscan_config(cfg: CN) -> None:
 
 
 class StripAttention(nn.Module):
-    """x * weights(x), (B,C,h,w): a 5x5 depthwise convolution, plus three pairs of strips on it."""
+    """x * weights(x) (section 3.1, MSCA): a 5x5 depthwise convolution of x, plus three pairs of
+    strip convolutions of that, mixed by a 1x1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,7 +61,7 @@ class StripAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """1x1, GELU, `StripAttention`, 1x1, and the input added."""
+    """x + f(x), f: 1x1, GELU, `StripAttention`, 1x1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -73,7 +75,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + s1 attention(norm(x)), then x + s2 mlp(norm(x)); s1, s2 a learnt number a channel."""
+    """x + s1 attention(norm(x)), then x + s2 mlp(norm(x)); s1, s2 are learnt, one for each channel
+    (layer scale)."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_path: float):
         super().__init__()
@@ -97,7 +100,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling, blocks, layer normalisation over the channels."""
+    """(B,C_in,H,W) -> (B,C,h,w): downsampling by `embed`, blocks, layer norm over the channels."""
 
     def __init__(self, embed: nn.Module, channels: int, mlp_ratio: int, drop_paths: list[float]):
         super().__init__()
@@ -115,10 +118,9 @@ class MSCAN(StagedBackbone):
     """Input (B,3,H,W) -> {"res2" ... "res5"}, (B,C,H/s,W/s) at strides s 4, 8, 16, 32.
 
     Args:
-        channels, depths: a stage, see `SIZES`.
-        mlp_ratios: hidden over outer channels of the MLP, a stage.
-        drop_path: share of residual halves that training leaves out at the last block, 0..1,
-            growing linearly from 0 at the first.
+        channels, depths: channels and number of blocks of each stage, see `SIZES`.
+        mlp_ratios: hidden over outer channels of the MLP, of each stage.
+        drop_path: stochastic depth of the last block, 0..1, see `stage_drop_paths`.
         out_features: names to return; stages after the last are not built.
 
     Raises:
@@ -165,7 +167,7 @@ def _stem(channels: int) -> nn.Sequential:
 
 @BACKBONE_REGISTRY.register()
 def build_mscan_backbone(cfg, input_shape: ShapeSpec) -> MSCAN:
-    """Reads MODEL.MSCAN."""
+    """SegNeXt's MSCAN. Reads MODEL.MSCAN."""
     node = cfg.MODEL.MSCAN
     if node.SIZE not in SIZES:
         raise ValueError(f"MODEL.MSCAN.SIZE is {node.SIZE!r}: one of {list(SIZES)}")

@@ -7,10 +7,11 @@ from detectron2.config import CfgNode
 
 
 def check_point_rend(cfg: CfgNode) -> None:
-    """
+    """Check the keys of PointRend's semantic head; a config without that head passes.
+
     Raises:
-        ValueError: its semantic head would answer for the top left corner of an image alone
-            (facebookresearch/detectron2#3693).
+        ValueError: 2**SUBDIVISION_STEPS is not COMMON_STRIDE. The head would predict the top left
+            corner of an image alone (facebookresearch/detectron2#3693).
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     if head.NAME != "PointRendSemSegHead":

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SegFormer's all-MLP head (Xie et al., arXiv 2105.15203, section 3.2), as MMSegmentation has it.
 
-There each of the four projections is a 1x1 convolution with batch normalisation and ReLU; in the
-paper's own code and in `transformers` it is a linear layer alone, so that checkpoints of the one do
-not fit the other.
+There each of the four projections is a 1x1 convolution with batch norm and ReLU. In the authors'
+code and in `transformers` it is a linear layer alone: checkpoints of one do not fit the other.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from .fcn_head import ConcatHead, conv_norm_relu
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SegFormerHead(ConcatHead):
-    """Each feature to `conv_dims` channels, all to the finest one's size, one more 1x1 over them
-    all, the classifier. See `ConcatHead` for the other arguments.
+    """Each feature is projected to `conv_dims` channels and brought to the finest one's size; a 1x1
+    convolution mixes all; the classifier follows. See `ConcatHead` for the other arguments.
 
     Args:
         norm: a name that Detectron2's `get_norm` knows.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What models that come from outside of Detectron2 have in common: images in, `sem_seg` out."""
+"""What models from outside Detectron2 have in common: images in, `sem_seg` out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import nn
 
 
 class Segmentor(nn.Module, ABC):
-    """Detectron2's contract around `scores`, which a subclass gives.
+    """Base class: Detectron2's contract around `scores`, which a subclass defines.
 
     Args:
         pixel_mean, pixel_std: three numbers each, on the images' value range and channel order.
         flip_channels: turn RGB into BGR, or back, after that.
         size_divisibility: images are padded at the right and bottom to a multiple of it, with 0
             after normalisation.
-        score_type: what `sem_seg` holds: "logits", "probabilities" or "scores", see config.py. Only
-            logits can be trained.
-        ignore_label: no class.
+        score_type: what `sem_seg` holds: "logits", "probabilities" or "scores", see
+            `building.score_type_of`. Only logits can be trained.
+        ignore_label: the label that is no class.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Segmentor(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised (B,3,H,W) -> class scores (B,K,h,w) of any size, which cover the image."""
+        """Normalised (B,3,H,W) -> class scores (B,K,h,w) of any size, which cover all of H x W."""
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Normalised (B,3,H,W) and labels (B,H,W) -> cross-entropy at the labels' size."""
+        """Normalised (B,3,H,W), labels (B,H,W) int64 -> losses: cross-entropy at H x W."""
         return {"loss_sem_seg": self._cross_entropy(self.scores(images), labels)}
 
     def forward(self, batched_inputs: list[dict]):
@@ -56,7 +56,7 @@ class Segmentor(nn.Module, ABC):
 
         Args:
             batched_inputs: a dict an image: "image" (3,H,W); in training "sem_seg" (H,W) int64;
-                else, where they are not H and W, "height" and "width" of the answer.
+                else "height" and "width" of the output, where they are not H and W.
 
         Returns:
             In training a dict of losses; else [{"sem_seg": (K, height, width)}].
@@ -85,11 +85,15 @@ class Segmentor(nn.Module, ABC):
         ]
 
     def _normalise(self, image: torch.Tensor) -> torch.Tensor:
+        """(3,H,W) in the images' channel order -> in the model's."""
         image = (image - self.pixel_mean) / self.pixel_std
         return image.flip(0) if self.flip_channels else image
 
     def _resized(self, score, size, padded, item) -> torch.Tensor:
-        """(K,h,w) -> (K, height, width), with no interpolation that is not needed."""
+        """(K,h,w) -> (K, height, width), interpolated once where that is possible.
+
+        `size` (H,W) of the image, `padded` of the batch that it was padded to.
+        """
         wanted = (item.get("height", size[0]), item.get("width", size[1]))
         if tuple(size) == padded:  # no padding: in one step
             if tuple(score.shape[-2:]) == wanted:

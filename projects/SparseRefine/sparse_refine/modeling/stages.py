@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backbones of stages in a row share: features res2, res3 ... at strides 4, 8 ..."""
+"""What backbones of successive stages share: features res2, res3 ... at strides 4, 8 ..."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StagedBackbone(Backbone):
     """Input (B,3,H,W) -> {"res2": (B,C,H/4,W/4), "res3": (B,C,H/8,W/8) ...}.
 
     Args:
-        channels: of each stage.
-        stage: number of a stage, from 0 -> the module, (B,C_in,h,w) -> (B,C,h/s,w/s) with s 4 for
-            the first and 2 for the others. Weights are drawn anew here, see `initialise`.
+        channels: C of each stage.
+        stage: makes the module of a stage, given its number from 0: (B,C_in,h,w) -> (B,C,h/s,w/s),
+            s is 4 for the first and 2 for the others. Its weights are drawn here, see `initialise`.
         out_features: names to return; stages after the last are not built.
         key: config key of `out_features`, for messages.
 
@@ -57,7 +57,8 @@ class StagedBackbone(Backbone):
 
 
 def stage_drop_paths(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Stochastic depth of each block of each stage: 0 at the first, growing linearly to `last`."""
+    """Stochastic depth (Huang et al., arXiv 1603.09382) of each block of each stage: the share of
+    images that skip a residual branch in training, from 0 growing linearly to `last`."""
     blocks = sum(depths)
     rates = [last * i / max(1, blocks - 1) for i in range(blocks)]
     ends = [sum(depths[: i + 1]) for i in range(len(depths))]
@@ -65,7 +66,8 @@ def stage_drop_paths(last: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal convolutions of variance 2 / fan-out, linear layers of 0.02; no bias."""
+    """Draw a layer's weights from a normal distribution: convolutions with variance 2 / fan-out,
+    linear layers with deviation 0.02. Biases are 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

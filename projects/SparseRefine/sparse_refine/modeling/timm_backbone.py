@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any timm model that gives feature maps (`features_only=True`), as a Detectron2 backbone.
+"""Any timm model that returns feature maps (`features_only=True`), as a Detectron2 backbone.
 
 Features are named as those of Detectron2's ResNets: `res2` is the one of stride 4, `res3` of stride
 8 and so on, so that IN_FEATURES of its FPN and heads stay what they are. A plain vision transformer
@@ -31,7 +31,7 @@ def add_timm_config(cfg: CN) -> None:
 
 
 class TimmBackbone(Backbone):
-    """A timm model's feature maps. Input (B,3,H,W) -> a dict of (B,C,H/s,W/s).
+    """The feature maps of a timm model: (B,3,H,W) -> {name: (B,C,H/s,W/s)}.
 
     Strides s and channels C are what timm says of the model; H and W must be multiples of the
     largest stride (`size_divisibility`).

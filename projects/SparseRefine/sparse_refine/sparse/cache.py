@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a processor keeps close at hand."""
+"""Size of the processor's L2 cache, and with it of the chunks that are computed at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GPU = 1 << 27  # enough rows to fill a large one
 
 @functools.cache
 def l2_bytes() -> int:
-    """Size of a core's level-2 cache, as Linux tells; 1 MiB elsewhere."""
+    """Size of a core's L2 cache in bytes, as Linux tells; 1 MiB where it does not."""
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             level, kind, size = (
@@ -28,6 +28,6 @@ def l2_bytes() -> int:
 
 
 def chunk_bytes(device: str) -> int:
-    """Bytes of gathered neighbourhoods that are multiplied at once: what the threads' caches hold
-    together on a CPU."""
+    """Bytes of gathered features that are multiplied at once on "cpu", "cuda" ...: on a CPU what
+    the L2 caches of all threads hold together."""
     return l2_bytes() * torch.get_num_threads() if device == "cpu" else _GPU

@@ -2,10 +2,12 @@
 """Sparse convolution over a kernel map: gather a chunk of neighbourhoods, then one matrix product.
 
 The gathered chunk stays in the processor's cache, so memory traffic is that of the features
-themselves and nothing is ever allocated that grows with 9 x channels x sites. Training keeps the
-inputs alone: both gradients come from one gather of the output's gradient through the transposed
-map, chunk by chunk. Nothing is scattered with collisions, so that results are the same on every
-run. On a GPU a kernel of `triton_kernels` does a whole group without the chunks.
+themselves, and no tensor grows with 9 x channels x sites. Training keeps the inputs alone: both
+gradients come from one gather of the output's gradient through the transposed map, chunk by chunk.
+No scatter has collisions, so results are the same on every run. On a GPU a kernel of
+`triton_kernels` computes a whole group without chunks.
+
+Shapes: P_in and P_out rows of features, T taps of the kernel (9 for 3x3), n windows of a chunk.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from .cache import chunk_bytes
-from .fused import kernels_for
 from .kernel_map import Chunk, KernelMap, TapGroup
-from .norm import Statistics
+from .norm import FrozenNorm
+from .precision import autocast_dtype
 from .products import correlate_, product
+from .triton_support import kernels_for
 
 # A chunk has at least as many rows: the matrix product reads all weights once a chunk.
 _MIN_ROWS = 1024
@@ -30,11 +33,19 @@ def sparse_conv(
     bias: torch.Tensor | None = None,
     relu: bool = False,
     residual: torch.Tensor | None = None,
-    norm: Statistics | None = None,
+    norm: FrozenNorm | None = None,
 ) -> torch.Tensor:
-    """relu(norm(convolution) + bias) + residual, each where given but norm and bias not both, of
-    features (P_in,C_in) and weight (9,C_in,C_out) -> (P_out,C_out). Follows autocast.
-    Differentiable in all tensors.
+    """relu(norm(convolution) + bias) + residual -> (P_out,C_out), each step where it is given.
+
+    Computes in autocast's type, or in that of `weight`. The norm is folded into the weight, or
+    applied in the same kernel. Differentiable in all tensors; maps need their `transposed` for it.
+
+    Args:
+        features: (P_in,C_in).
+        weight: (T,C_in,C_out), T the taps of `kernel_map`.
+        bias: (C_out,); not beside a norm, which has its own.
+        residual: (P_out,C_out).
+        norm: (C_out,) each.
 
     Raises:
         ValueError: both norm and bias.
@@ -45,8 +56,8 @@ def sparse_conv(
     features = features.to(dtype)
     plain = torch.is_grad_enabled() or kernel_map.images is not None
     if norm is not None and (plain or kernels_for(features) is None):
-        scale, bias = norm.scale_and_shift()
-        weight, norm = scaled(weight, scale, dtype), None
+        weight, bias = norm.fold(weight, dtype)
+        norm = None
     weight = weight.to(dtype)
     if residual is not None:
         residual = residual.to(dtype)
@@ -67,29 +78,9 @@ def sparse_conv(
     return output if residual is None else output + residual
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast computes in on this kind of device, None where it is off."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if device == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-
-
-def scaled(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """weight (9,C_in,C_out) * scale (C_out,), in `dtype`."""
-    if dtype == weight.dtype:
-        return weight * scale
-    result = torch.empty_like(weight, dtype=dtype)
-    # in pieces that stay in the cache; torch's own product into another type is 13 times slower
-    step = max(1, chunk_bytes(weight.device.type) // (4 * weight[..., 0].numel()))
-    parts = (tensor.split(step, dim=-1) for tensor in (result, weight, scale))
-    for target, piece, factor in zip(*parts):
-        target.copy_(piece * factor)
-    return result
-
-
 class _SparseConv(torch.autograd.Function):
+    """Saves features and weight; autograd would keep all that is gathered."""
+
     @staticmethod
     def forward(ctx, features, weight, kernel_map):
         ctx.save_for_backward(features, weight)
@@ -105,27 +96,27 @@ class _SparseConv(torch.autograd.Function):
 
 def _convolve_images(features, weight, images: tuple[int, int, int], bias):
     """torch's own convolution: rows of pixels in raster order are images with channels last."""
-    pixels = features.view(*images, -1).permute(0, 3, 1, 2)
-    kernel = weight.view(3, 3, *weight.shape[1:]).permute(3, 2, 0, 1)
-    return F.conv2d(pixels, kernel, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = features.view(*images, -1).permute(0, 3, 1, 2)  # (B,C_in,H,W)
+    kernel = weight.view(3, 3, *weight.shape[1:]).permute(3, 2, 0, 1)  # (C_out,C_in,3,3)
+    return F.conv2d(pixels, kernel, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)  # (P,C_out)
 
 
 def _convolve(
     features, weight, kernel_map: KernelMap, bias=None, relu=False, residual=None, norm=None
 ):
-    if kernel_map.inputs == 0:  # a sum over nothing
+    if kernel_map.inputs == 0:  # a sum over nothing: no row could stand for an absent one
         output = features.new_zeros(kernel_map.outputs, weight.shape[2])
         shift = bias if norm is None else norm.scale_and_shift()[1].to(output.dtype)
         output = output if shift is None else output + shift
         output = output.relu_() if relu else output
         return output if residual is None else output + residual
-    output = features.new_empty(kernel_map.outputs, weight.shape[2])
-    fused = kernels_for(features)
-    if fused is not None:
+    output = features.new_empty(kernel_map.outputs, weight.shape[2])  # (P_out,C_out)
+    kernels = kernels_for(features)
+    if kernels is not None:
         features = features.contiguous()
         residual = None if residual is None else residual.contiguous()
         for group in kernel_map.groups:
-            fused.convolve_(output, features, weight, group, norm, bias, relu, residual)
+            kernels.convolve_(output, features, weight, group, norm, bias, relu, residual)
         return output
     summed = any(group.add for group in kernel_map.groups)
     sums, epilogue = (_sums_for(output), ()) if summed else (output, (relu, residual))
@@ -143,25 +134,24 @@ def _convolve(
 
 
 def _sums_for(output: torch.Tensor) -> torch.Tensor:
-    """Where products are added up for `output`: additions in half precision would lose bits."""
+    """Where products are summed for `output`: sums in half precision would lose bits."""
     if output.element_size() > 2:
         return output
     return torch.empty_like(output, dtype=torch.float32)
 
 
 def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, of_weight):
-    """Gradients of both, where wanted, by the transposed map: what it gathers of the outputs'
-    gradient serves for both."""
+    """Gradients of features and weight, where wanted. `kernel_map` is the transposed one: what it
+    gathers of the outputs' gradient (P_out,C_out) serves both."""
     gradient = gradient.contiguous()
     to_features = to_weight = None
     if of_weight:  # half precision would lose small terms of a sum over a million sites
         sums = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     # gradients of gradients need operations that torch knows
-    fused = None if torch.is_grad_enabled() else kernels_for(features)
-    if fused is not None and kernel_map.inputs:
-        return _fused_gradients(
-            fused, features, weight, gradient, kernel_map, of_features, sums if of_weight else None
-        )
+    kernels = None if torch.is_grad_enabled() else kernels_for(features)
+    if kernels is not None and kernel_map.inputs:
+        sums = sums if of_weight else None
+        return _gradients_by(kernels, features, weight, gradient, kernel_map, of_features, sums)
     if of_features:
         to_features = torch.empty_like(features)
         if any(group.add for group in kernel_map.groups):
@@ -179,11 +169,12 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
             if of_weight:
                 rows = slice(chunk.start, chunk.stop)
                 rows = features[rows if group.rows is None else group.rows[rows]]
-                if chunk.pick is not None:
+                if chunk.pick is not None:  # a row for every window, zero where it is no output
                     windows = rows.new_zeros(len(gathered) - group.overlap, rows.shape[1])
                     rows = windows.index_copy_(0, chunk.pick, rows)
                 correlate_(sums, group, gathered, rows, add=chunk.start > 0)
     if of_weight:
+        # taps of groups without outputs were never written
         idle = [g for g in kernel_map.groups if g.outputs == 0] if kernel_map.inputs else [None]
         for group in idle:
             taps = range(9) if group is None else [k for place in group.taps for k in place]
@@ -192,19 +183,21 @@ def _gradients(features, weight, gradient, kernel_map: KernelMap, of_features, o
     return to_features if to_features is None else to_features.to(features.dtype), to_weight
 
 
-def _fused_gradients(fused, features, weight, gradient, kernel_map, of_features, sums):
+def _gradients_by(kernels, features, weight, gradient, kernel_map, of_features, sums):
+    """`_gradients` by Triton's kernels; `sums` (T,C_in,C_out) is None where it is not wanted."""
     features = features.contiguous()
     to_features = torch.empty_like(features) if of_features else None
     for group in kernel_map.groups:
         if of_features:
-            fused.convolve_(to_features, gradient, weight.transpose(1, 2), group)
+            kernels.convolve_(to_features, gradient, weight.transpose(1, 2), group)
         if sums is not None:
-            fused.correlate_(sums, features, gradient, group)
+            kernels.correlate_(sums, features, gradient, group)
     return to_features, None if sums is None else sums.to(weight.dtype)
 
 
 def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=None) -> None:
-    """Write relu(result) + residual where it belongs, in as few passes as there are."""
+    """Write a chunk's relu(result) + residual to its rows of `output`, in as few passes over memory
+    as possible."""
     outputs = slice(chunk.start, chunk.stop)
     if group.rows is not None:
         rows = group.rows[outputs]
@@ -227,7 +220,8 @@ def _finish(result, output, group: TapGroup, chunk: Chunk, relu=False, residual=
 
 
 def _sources(features: torch.Tensor, kernel_map: KernelMap) -> dict[bool, torch.Tensor]:
-    """What groups gather from: the features; with a last row of zeros where `absent` is None."""
+    """What groups gather from, by whether their `absent` is None: False, the features; True, the
+    features with a last row of zeros, which absent neighbours read."""
     padded = any(group.absent is None for group in kernel_map.groups)
     return {False: features.contiguous(), True: F.pad(features, (0, 0, 0, 1)) if padded else None}
 
@@ -242,6 +236,7 @@ def _gather(source: torch.Tensor, group: TapGroup, chunk: Chunk) -> torch.Tensor
 
 
 def _step(group: TapGroup, features: torch.Tensor) -> int:
+    """Outputs of a chunk."""
     row = max(1, group.table.shape[1] * features.shape[1] * features.element_size())
     if len(group.taps) == 1 == len(group.taps[0]):
         return max(4 * _MIN_ROWS, chunk_bytes(features.device.type) // row)

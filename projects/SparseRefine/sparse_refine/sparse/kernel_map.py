@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which input rows each output row of a sparse convolution reads, tap by tap.
 
-A map is a list of groups. A group's rows all use the same taps, so that a group is one gather and
-one matrix product, without a multiplication by an absent neighbour's zeros where parity rules a tap
-out, and its transpose (for gradients and for transposed convolution) is a map of the same kind:
-no row meets itself in a scatter.
+A kernel map is a list of groups. A group's rows all use the same taps, so that a group is one
+gather and one matrix product. Taps that the parity of a site rules out (transposed convolution) are
+not multiplied at all. The transpose of a map, for gradients and for transposed convolution, is a
+map of the same kind: no scatter has collisions.
 
-A 3x3 convolution comes in one of four forms, the cheapest for its level and channels:
+A submanifold convolution comes in one of four forms, the cheapest for its level and channels
+(`products.best_form`):
 
 - windows: a row of the table holds the nine neighbours of an output site;
 - runs: sites of an image row that lie side by side share neighbours. The table holds the sites in
   raster order, and one empty position at each end of a run of them; a row of it holds the three
   neighbours above, at and below a position, and a site's window is three rows of it that follow one
-  another. That gathers a third as much, and multiplies at the empty positions for nothing;
+  another. That gathers a third as much, and multiplies at the empty positions in vain;
 - frame: the table is the whole canvas, and a window is three places of three lines of it. Where
   nearly all pixels are sites, there is little to leave out;
 - taps: a group a tap, of the sites that have that neighbour, and the groups' products are added up.
   On the coarsest levels a quarter of the neighbours are absent, and multiplications are nearly all
   of the cost.
 
-Where all are, the features are images already, and there is no map: `KernelMap.images`.
+Where all pixels are sites, the features are images, and there is no map: `KernelMap.images`.
+
+Shapes: P sites, n windows of a group, T places of a table's row, A absent neighbours.
 """
 
 from __future__ import annotations
@@ -52,11 +55,12 @@ class Chunk:
 
 @dataclass
 class TapGroup:
-    """A gather and the taps that meet it.
+    """A gather and the taps that its rows are multiplied by.
 
-    `taps`: tuples of T tap indices; the product of place j of a window takes `taps[j]`.
-    `line`: windows are as many successive rows of the table as there are `taps`; or, where `line`
-    is not 0, three by three of its rows, of which `line` make a line.
+    A window, what one output reads, is `len(taps)` successive rows of the table; or, where `line`
+    is not 0, 3 by 3 of its rows, of which `line` make a line of an image.
+
+    `taps`: a tuple of T tap indices for each row of a window.
     `table` (n + overlap, T) int32: the input rows. Where `absent` is None, absent ones hold the
     number of input rows; else an arbitrary row, and `absent` (A,) int64, ascending, holds their
     places in the flattened table.
@@ -76,16 +80,17 @@ class TapGroup:
 
     @property
     def overlap(self) -> int:
-        """Rows of the table that a part of it has more than windows."""
+        """How many rows more than windows any part of the table has."""
         return 2 * self.line if self.line else len(self.taps) - 1
 
     @property
     def outputs(self) -> int:
+        """Number of output rows."""
         windows = len(self.table) - self.overlap
         return windows if self.pick is None else len(self.pick)
 
     def chunks(self, step: int) -> list[Chunk]:
-        """Parts of at most `step` outputs. Kept, since every layer of a level asks."""
+        """Parts of at most `step` outputs. Kept: all layers of a level ask for the same."""
         if step not in self._chunks:
             starts = list(range(0, self.outputs, step))
             stops = [*starts[1:], self.outputs]
@@ -116,8 +121,12 @@ class TapGroup:
 
 @dataclass
 class KernelMap:
-    """`inputs` and `outputs`: numbers of rows. `transposed` exchanges them. `images`: (B,H,W) where
-    the rows are all pixels of images, in raster order; then there are no groups."""
+    """The groups of a convolution from `inputs` to `outputs` rows.
+
+    `images`: (B,H,W) where the rows are all pixels of B images, in raster order; then there are no
+    groups. `transposed`: the map of the transposed convolution, which gradients need; None for
+    images, and where there are no gradients.
+    """
 
     inputs: int
     outputs: int
@@ -127,7 +136,7 @@ class KernelMap:
 
 
 def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
-    """A group from a table in which absent rows hold `inputs`."""
+    """A group from a table in which absent rows hold `inputs`. Writes to the table."""
     # A few zeros are cheaper written after the gather than read from a row appended to a copy of
     # all features. On a GPU that copy is one quick launch.
     if table.device.type == "cpu":
@@ -138,8 +147,11 @@ def tap_group(taps, table: torch.Tensor, inputs: int, **options) -> TapGroup:
 
 
 def submanifold_map(level: Level, form: str) -> KernelMap:
-    """3x3, stride 1, output sites = input sites, in form "windows", "runs", "frame", "taps" or
-    "images"."""
+    """3x3, stride 1, the output sites are the input sites.
+
+    Args:
+        form: "windows", "runs", "frame", "taps" (see above), or "images" where `level.whole`.
+    """
     if form == "images":
         return KernelMap(level.count, level.count, [], (len(level.sizes), *level.sizes[0]))
     if form == "taps":
@@ -159,7 +171,7 @@ def submanifold_map(level: Level, form: str) -> KernelMap:
 
 def _by_taps(level: Level) -> list[TapGroup]:
     """A group a tap; the first is the centre, which all sites have."""
-    table = level.neighbours()
+    table = level.neighbours()  # (P,9)
     groups = []
     for tap in (4, 0, 1, 2, 3, 5, 6, 7, 8):
         column, options = table[:, tap], {}
@@ -173,17 +185,17 @@ def _by_taps(level: Level) -> list[TapGroup]:
 
 def _in_one(level: Level, form: str) -> TapGroup:
     if form == "frame":
-        table = level.index.clone()[:, None]
+        table = level.index.clone()[:, None]  # (canvas,1)
         taps = tuple((k,) for k in range(9))
         options = {"pick": level.flat - level.width, "line": level.width}
     elif form == "runs":
         stream, pick = level.stream()
         steps = on_device(tuple((dy - 1) * level.width for dy in range(3)), stream.device)
-        table = level.rows(stream[:, None] + steps)
+        table = level.rows(stream[:, None] + steps)  # (n + 2, 3)
         taps = tuple(tuple(3 * dy + dx for dy in range(3)) for dx in range(3))
         options = {"pick": pick}
     else:
-        table = level.neighbours()
+        table = level.neighbours()  # (P,9)
         taps, options = (tuple(range(9)),), {}
     return tap_group(taps, table, level.count, **options)
 
@@ -196,7 +208,7 @@ def _rows_by(kinds: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 
 def _rows_by_sorting(kinds: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """The same. On a GPU each `nonzero` waits for all that it has to do; this waits once."""
+    """The same with one wait for a GPU, where each `nonzero` would be one."""
     kinds, order = kinds.to(torch.uint8).sort(stable=True)
     ends = torch.searchsorted(kinds, torch.arange(count, device=kinds.device).to(kinds), right=True)
     return list(order.tensor_split(ends[:-1].cpu()))
@@ -209,12 +221,13 @@ def down_map(pyramid: Pyramid, level: int) -> KernelMap:
     image, y, x = coarse.sites.unbind(1)
     base = fine.position(image, 2 * y + first, 2 * x + first)
     steps = on_device(tuple(dy * fine.width + dx for dy, dx in TAPS), base.device)
-    table = fine.rows(base[:, None] + steps)
+    table = fine.rows(base[:, None] + steps)  # (P_coarse,9)
     forward = KernelMap(
         fine.count, coarse.count, [tap_group((tuple(range(9)),), table, fine.count)]
     )
 
-    # fine = 2 coarse + first + d: tap 1 reaches sites with fine - first odd, taps 0 and 2 even ones
+    # back up, along each axis fine = 2 coarse + first + d: where fine - first is odd, tap d = 1
+    # alone reaches it, else taps 0 and 2. So there is a group for each parity of y and x
     groups = []
     image, y, x = fine.sites.unbind(1)
     y, x = y - first, x - first
@@ -222,7 +235,7 @@ def down_map(pyramid: Pyramid, level: int) -> KernelMap:
     for place, rows in enumerate(_rows_by(parity, 4)):
         taps = [(dy, dx) for dy, dx in TAPS if 2 * (dy % 2) + dx % 2 == place]
         steps = tuple(-(dy // 2) * coarse.width - dx // 2 for dy, dx in taps)
-        table = base.index_select(0, rows)[:, None] + on_device(steps, base.device)
+        table = base.index_select(0, rows)[:, None] + on_device(steps, base.device)  # (n,T)
         taps = (tuple(3 * dy + dx for dy, dx in taps),)
         groups.append(tap_group(taps, coarse.rows(table), coarse.count, rows=rows))
     backward = KernelMap(coarse.count, fine.count, groups)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers on feature matrices (P,C) whose rows are the sites of a grid."""
+"""Layers on feature matrices (P,C) whose rows are the sites of a grid.
+
+A grid is an engine's, see torch_engine.py; a level is a resolution of it, 0 the full one.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
 from .cache import chunk_bytes
-from .fused import kernels_for
-from .norm import Statistics
+from .norm import FrozenNorm
+from .triton_support import kernels_for
 
 
 class SparseConv2d(nn.Module):
     """A 3x3 convolution without bias between the sites of a grid.
 
+    `weight` is (9,C_in,C_out); tap k is row k // 3 and column k % 3 of the window.
+
     Args:
         kind: "submanifold" (stride 1, sites stay), "down" (stride 2) or "up" (its transpose).
 
-    `weight` is (9,C_in,C_out); tap k is row k // 3 and column k % 3 of the window.
+    Raises:
+        ValueError: another kind.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kind: str = "submanifold"):
@@ -30,7 +36,7 @@ class SparseConv2d(nn.Module):
         if kind not in ("submanifold", "down", "up"):
             raise ValueError(f"kind is {kind!r}: one of 'submanifold', 'down', 'up'")
         self.kind = kind
-        # He et al. 2015, by the taps that a site's output really has: on the way up 9 / 4 of 9
+        # He et al. 2015 (arXiv 1502.01852), by the taps that reach an output: 9 / 4 on the way up
         taps = 9 / 4 if kind == "up" else 9
         weight = torch.empty(9, in_channels, out_channels)
         nn.init.normal_(weight, std=math.sqrt(2 / (taps * in_channels)))
@@ -45,10 +51,10 @@ class SparseConv2d(nn.Module):
         norm: NormReLU | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """norm(convolution) + residual, each where given.
+        """norm(convolution) + residual, each where given: (P_in,C_in) -> (P_out,C_out).
 
         `level` is the finer of the two where the kind changes resolution. At inference `norm` is
-        folded into the weights, and everything is one pass.
+        folded into the weights, and all is one pass.
         """
         convolve = getattr(grid, self.kind)
         if self.training or torch.is_grad_enabled():
@@ -57,8 +63,8 @@ class SparseConv2d(nn.Module):
             return output if residual is None else output + residual
         options = {} if residual is None else {"residual": residual}
         if norm is not None:
-            # folded anew each time: a copy that is kept doubles the memory, and goes stale
-            options.update(norm=norm.statistics(), relu=True)
+            # folded at each call: a kept copy would double the memory and could go stale
+            options.update(norm=norm.frozen(), relu=True)
         return convolve(features, self.weight, level, **options)
 
     def extra_repr(self) -> str:
@@ -66,8 +72,11 @@ class SparseConv2d(nn.Module):
 
 
 class SiteNorm(nn.BatchNorm1d):
-    """Batch normalisation over sites. A batch of fewer than two sites has no variance: it is
-    normalised by the running statistics, and leaves them as they are."""
+    """Batch norm over sites, (P,C) -> (P,C).
+
+    A training batch of fewer than two sites has no variance (torch raises): it is normalised by the
+    running statistics, and leaves them as they are.
+    """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.training and len(features) < 2:
@@ -76,20 +85,20 @@ class SiteNorm(nn.BatchNorm1d):
 
 
 class SyncSiteNorm(SiteNorm):
-    """`SiteNorm` over the sites of all processes, each with as many as it has.
+    """`SiteNorm` over the sites of all processes, which may have different numbers of them.
 
-    The same numbers as in one process that has them all; Detectron2's NaiveSyncBatchNorm keeps the
-    biased variance in its running statistics, and needs another shape.
+    The same result as in one process that has all sites. Detectron2's NaiveSyncBatchNorm keeps the
+    biased variance in its running statistics, and takes (B,C,H,W).
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training or comm.get_world_size() == 1:
             return super().forward(features)
         x = features.to(torch.promote_types(features.dtype, torch.float32))
-        sums = torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))])
+        sums = torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))])  # (2C+1,)
         sums = differentiable_all_reduce(sums)
         count = sums[-1].item()
-        if count < 2:  # in every process: none of them waits for this one's gradient
+        if count < 2:  # so in every process: none waits for the gradient of another
             return _by_running_statistics(self, features)
         mean, square = (sums[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
@@ -112,7 +121,14 @@ NORMS = {"BN": SiteNorm, "SyncBN": SyncSiteNorm}
 
 
 class NormReLU(nn.Module):
-    """Normalisation, then ReLU."""
+    """Batch norm, then ReLU.
+
+    Args:
+        norm: a name in `NORMS`.
+
+    Raises:
+        ValueError: another name.
+    """
 
     def __init__(self, channels: int, norm: str = "BN"):
         super().__init__()
@@ -128,41 +144,42 @@ class NormReLU(nn.Module):
         if self.training or torch.is_grad_enabled():
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             return F.relu_(self.norm(whole))
-        fused = kernels_for(parts[0])
+        kernels = kernels_for(parts[0])
         if len(parts) == 1:
-            if fused is None:
+            if kernels is None:
                 return F.relu_(self.norm(parts[0]))
             output = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
-            fused.norm_relu_(output, parts[0].contiguous(), self.statistics())
+            kernels.norm_relu_(output, parts[0].contiguous(), self.frozen())
             return output
         channels = [part.shape[1] for part in parts]
-        output = parts[0].new_empty(len(parts[0]), sum(channels))
-        statistics = self.statistics()
-        tensors = zip(*(tensor.split(channels) for tensor in statistics[:4]))
-        pieces = [Statistics(*four, statistics.eps) for four in tensors]
-        if fused is not None:
-            for target, part, piece in zip(output.split(channels, dim=1), parts, pieces):
-                fused.norm_relu_(target, part.contiguous(), piece)
+        output = parts[0].new_empty(len(parts[0]), sum(channels))  # (P, sum of C_i)
+        frozen = self.frozen()
+        tensors = zip(*(tensor.split(channels) for tensor in frozen[:4]))
+        norms = [FrozenNorm(*four, frozen.eps) for four in tensors]  # one for each part
+        if kernels is not None:
+            for target, part, norm in zip(output.split(channels, dim=1), parts, norms):
+                kernels.norm_relu_(target, part.contiguous(), norm)
             return output
-        # piece by piece, while it is in the cache: the concatenation is never made
+        # rows that stay in the cache: the concatenation of the parts is never made
         step = max(1, chunk_bytes(output.device.type) // (4 * max(1, output.shape[1])))
         for start in range(0, len(output), step):
             rows = slice(start, start + step)
             normed = [
-                F.relu_(F.batch_norm(part[rows], p.mean, p.variance, p.weight, p.bias, eps=p.eps))
-                for part, p in zip(parts, pieces)
+                F.relu_(F.batch_norm(part[rows], n.mean, n.variance, n.weight, n.bias, eps=n.eps))
+                for part, n in zip(parts, norms)
             ]
             torch.cat(normed, dim=1, out=output[rows])
         return output
 
-    def statistics(self) -> Statistics:
-        """What inference normalises by."""
+    def frozen(self) -> FrozenNorm:
+        """The norm as inference applies it."""
         norm = self.norm
-        return Statistics(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+        return FrozenNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block: (norm, ReLU, 3x3) twice, a 1x1 skip where channels change."""
+    """Pre-activation residual block (He et al. 2016, arXiv 1603.05027): norm, ReLU, 3x3, twice; a
+    1x1 skip where channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str = "BN"):
         super().__init__()
@@ -177,13 +194,14 @@ class ResidualBlock(nn.Module):
     def forward(
         self, features: torch.Tensor | tuple[torch.Tensor, ...], grid, level: int
     ) -> torch.Tensor:
-        """Features (P,C), or several (P,C_i) that stand for their concatenation."""
+        """Features (P,C), or several (P,C_i) that stand for their concatenation -> (P,C_out)."""
         x = self.act1(features)
         skip = features if self.skip is None else self._project(features)
         x = self.conv1(x, grid, level, norm=self.act2)
         return self.conv2(x, grid, level, residual=skip)
 
     def _project(self, features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The 1x1 skip, (P,C_out)."""
         if isinstance(features, torch.Tensor):
             return self.skip(features)
         # the sum of the parts' products is the product of their concatenation

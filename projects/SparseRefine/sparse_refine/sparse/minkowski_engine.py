@@ -3,7 +3,7 @@
 
 The pyramid's sites of every level are handed to one coordinate manager, so that this engine has the
 sites of the PyTorch one in both `downsample` modes; MinkowskiEngine then finds the neighbours and
-multiplies. What is guarded here: a convolution on zero points kills the process, there is no half
+multiplies. Guarded here: a convolution on zero points kills the process, there is no half
 precision, and the order of rows is not promised.
 """
 
@@ -15,7 +15,7 @@ import warnings
 
 import torch
 
-from .norm import Statistics
+from .norm import FrozenNorm
 from .pyramid import Pyramid
 
 
@@ -34,7 +34,6 @@ class MinkowskiGrid:
 
     Raises:
         ImportError: MinkowskiEngine is absent, or compiled without CUDA where the sites are on it.
-        ValueError: a site is given twice.
     """
 
     def __init__(self, pyramid: Pyramid):
@@ -61,7 +60,7 @@ class MinkowskiGrid:
         return features[self._maps[level][1]]
 
     def leave(self, features: torch.Tensor, level: int = 0) -> torch.Tensor:
-        """The way back of `enter`."""
+        """The inverse of `enter`."""
         return features[self._maps[level][2]]
 
     def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
@@ -88,7 +87,7 @@ class MinkowskiGrid:
         source: int,
         target: int,
         *,
-        norm: Statistics | None = None,
+        norm: FrozenNorm | None = None,
         relu: bool = False,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -96,8 +95,7 @@ class MinkowskiGrid:
         with torch.autocast(features.device.type, enabled=False):
             shift = None
             if norm is not None:
-                scale, shift = norm.scale_and_shift()
-                weight = weight * scale
+                weight, shift = norm.fold(weight, weight.dtype)
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
             features = features.to(weight.dtype)
             if inputs == 0 or outputs == 0:
@@ -118,6 +116,7 @@ class MinkowskiGrid:
             return output if residual is None else output + residual
 
     def _insert(self, level: int):
+        """Hand a level's sites to the coordinate manager: its key and both permutations of rows."""
         sites = self.pyramid.levels[level].sites
         if len(sites) == 0:
             nothing = sites.new_empty(0)
@@ -127,7 +126,7 @@ class MinkowskiGrid:
         # below for "floor", and with this shift 0..2 for "reach"
         shift = step - 1 if self.pyramid.downsample == "reach" else 0
         image, y, x = sites.unbind(1)
-        # its first axis is the fastest of the kernel: x before y gives it the order of our taps
+        # in its kernels the first axis is the fastest: x before y is the order of our taps
         coordinates = torch.stack([image, x * step + shift, y * step + shift], dim=1)
         key, (order, back) = self._manager.insert_and_map(
             coordinates.to(torch.int32).contiguous(), tensor_stride=step
@@ -155,6 +154,6 @@ def _import_minkowski():
 
 def _advice(complaint: str) -> str:
     return (
-        f"MinkowskiEngine {complaint}: install it with `make env` or by the README's recipe, or "
-        "set MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing more"
+        f"MinkowskiEngine {complaint}: install it with `make env` (docs/installation.md), or set "
+        " MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing more"
     )

@@ -10,15 +10,15 @@ from .pyramid import Level
 
 
 class Patches:
-    """Square patches of `side` pixels that hold sites: a coarser grid whose cells have the pixels'
-    features side by side, as a vision transformer's patches do.
+    """Square patches of `side` pixels that hold sites: a coarser grid whose sites have the pixels'
+    features side by side, as the patches of a vision transformer.
 
-    A base at a quarter of the resolution selects blocks of 4x4 pixels, so patches of 2 are full and
-    a quarter in number. Pixels of a patch that were not selected are zeros.
+    A base at a quarter of the resolution selects blocks of 4x4 pixels: patches of 2x2 are then full
+    and a quarter in number. Pixels of a patch that were not selected are zeros.
 
     Args:
         sites: of the pixels, P.
-        side: of a patch, in pixels.
+        side: of a patch, in pixels, >= 1.
 
     Attributes:
         sites: the patches, N, as pixels of images that are smaller by `side`.
@@ -33,8 +33,8 @@ class Patches:
         occupied = torch.zeros(level.canvas, dtype=torch.bool, device=sites.device)
         level = level.filled(occupied.index_fill_(0, level.position(*cells), True))
         self.sites = Sites.ordered(level.sites, sizes)
-        row = level.rows(level.position(*cells)).long()  # (P,)
-        self._place = row * side**2 + y % side * side + x % side
+        row = level.rows(level.position(*cells)).long()  # (P,) each pixel's patch
+        self._place = row * side**2 + y % side * side + x % side  # (P,) in (N side side)
 
     def gather(self, features: torch.Tensor) -> torch.Tensor:
         """(P,C) of the pixels -> (N, side*side*C) of the patches."""
@@ -43,6 +43,6 @@ class Patches:
         return pixels.view(len(self.sites), self.side**2 * channels)
 
     def scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """(N, side*side*C) of the patches -> (P,C) of the pixels."""
+        """(N, side*side*C) of the patches -> (P,C) of the pixels, the inverse of `gather`."""
         pixels = self.side**2
         return values.reshape(len(values) * pixels, values.shape[1] // pixels)[self._place]

@@ -16,7 +16,7 @@ from ..sites import Sites
 
 
 def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Numbers (N,) int64. On a GPU they are kept: each transfer waits for all that it has to do."""
+    """Numbers (N,) int64. Kept on a GPU: each transfer waits until the GPU is idle."""
     if device.type != "cuda":
         return torch.tensor(numbers, dtype=torch.int64, device=device)
     tensor = _kept(numbers, device)
@@ -32,10 +32,12 @@ def _kept(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 class Level:
-    """Sites of one resolution.
+    """Sites of one resolution, and the canvas in which they lie.
 
-    `sites` (P,3) int64 (image, y, x); `flat` (P,) int64 positions in the canvas, ascending;
-    `index` (canvas,) int32: a position's row, or P where it holds no site.
+    `sites` (P,3) int64 (image, y, x). `sizes`: (H,W) of each image. `width`: of the canvas, the
+    widest image with its border; `canvas`: number of its positions. `offsets` (B,) int64: where
+    each image begins. `flat` (P,) int64: positions of the sites, ascending. `index` (canvas,)
+    int32: a position's row, or P where it holds no site.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Level:
 
     def filled(self, occupied: torch.Tensor) -> Level:
         """A level of the same images with a site at each True of `occupied` (canvas,)."""
-        flat = occupied.nonzero()[:, 0]
+        flat = occupied.nonzero()[:, 0]  # (P,)
         if len(self.sizes) == 1:
             image, rest = torch.zeros_like(flat), flat
         else:
@@ -67,6 +69,7 @@ class Level:
 
     @property
     def count(self) -> int:
+        """P."""
         return len(self.sites)
 
     @property
@@ -78,6 +81,7 @@ class Level:
 
     @property
     def index(self) -> torch.Tensor:
+        # made when it is first asked for: a coarser level is built from positions alone
         if self._index is None:
             index = torch.full(
                 (self.canvas,), self.count, dtype=torch.int32, device=self.sites.device
@@ -88,8 +92,11 @@ class Level:
         return self._index
 
     def stream(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of all sites and of the empty ones beside each run of them: (n + 2,) int64,
-        ascending, and where in positions 1 .. n of it the sites are, (P,) int64 in 0 .. n - 1."""
+        """Positions of all sites and of an empty one at each end of a run of them.
+
+        Returns:
+            (n + 2,) int64, ascending; and which of the middle n are sites, (P,) int64, 0 .. n - 1.
+        """
         flat = self.flat
         # empty positions before a site: none within a run, one between runs two apart, else two
         before = (flat.diff() - 1).clamp_(max=2)
@@ -121,7 +128,7 @@ class Level:
         return self._present
 
     def position(self, image: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Canvas positions; y and x may be one pixel outside of the image, on its empty border."""
+        """Canvas positions (N,) int64; y and x may be one pixel outside the image: its border."""
         places = torch.add(x, y, alpha=self.width).add_(self.width + 1)
         return places if len(self.sizes) < 2 else places.add_(self.offsets.index_select(0, image))
 
@@ -132,17 +139,19 @@ class Level:
 
 
 class Pyramid:
-    """Levels of sites, each half the resolution of the one before.
+    """Levels of sites, each at half the resolution of the one before, rounded up.
 
     Args:
         sites: of the full resolution.
         levels: how many, the full resolution included.
         downsample: where a stride-2 convolution puts its output sites.
-            "floor": MinkowskiEngine's, the unique floor(site / 2), window -1..1 around 2 o.
-            "reach": the paper's release's (TorchSparse 2.1, padding 0), each o with 0 <= o <=
+            "floor": as MinkowskiEngine, the unique o = floor(site / 2), window 2 o - 1 .. 2 o + 1.
+            "reach": as the paper's release (TorchSparse 2.1, padding 0), each o with 0 <= o <=
             (largest coordinate of the image - 2) // 2 whose window 2 o .. 2 o + 2 holds a site.
 
-    `window` is the first offset of that window: -1 or 0.
+    Attributes:
+        levels: a `Level` for each resolution.
+        window: where the window begins, from 2 o: -1 or 0.
 
     Raises:
         ValueError: an unknown `downsample`.
@@ -173,6 +182,7 @@ class Pyramid:
         if self.downsample == "floor":
             occupied.index_fill_(0, coarse.position(image, y >> 1, x >> 1), True)
         else:
+            # along each axis a site lies in the windows of two outputs at most
             last_y, last_x = (self._last(image, axis, len(sizes)) for axis in (y, x))
             for out_y in (y // 2, (y - 1) // 2):
                 for out_x in (x // 2, (x - 1) // 2):

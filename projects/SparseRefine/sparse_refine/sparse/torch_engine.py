@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine on PyTorch alone: always there, on CPU and GPU, with gradients.
 
-An engine is a grid class with these members; layers see nothing else of it.
+An engine is a class of grids with these five methods; layers see nothing else of it. Shapes: P_l
+sites of level l, 0 the full resolution.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ class TorchGrid:
         self._down: dict[int, KernelMap] = {}
 
     def enter(self, features: torch.Tensor) -> torch.Tensor:
-        """Features in the order of the sites -> in the engine's order."""
+        """Features (P_0,C) in the order of the sites -> in the engine's order."""
         return features
 
     def leave(self, features: torch.Tensor) -> torch.Tensor:
-        """The way back of `enter`."""
+        """The inverse of `enter`."""
         return features
 
     def submanifold(self, features: torch.Tensor, weight: torch.Tensor, level: int, **epilogue):
         """3x3, stride 1: (P_l,C_in), weight (9,C_in,C_out) -> (P_l,C_out).
 
-        Here and below `epilogue` is any of norm (`Statistics`, at inference alone), relu and
-        residual (of the output's shape): relu(norm(convolution)) + residual.
+        Here and below `epilogue` is what follows, relu(norm(convolution)) + residual: norm, a
+        `FrozenNorm`, at inference alone; relu, a bool; residual, of the output's shape.
         """
         sites = self.pyramid.levels[level]
         form = best_form(sites, weight)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sparse residual UNet (paper, section 3.3), written once for every engine."""
+"""The sparse residual UNet (paper, section 3.3), written once for every engine.
+
+Shapes: P sites, P_l of them at level l (0 is the full resolution), C_l channels there.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,19 @@ PRESETS = {
 
 
 class SparseUNet(nn.Module):
-    """Features (P,C_in) at the sites of a grid -> (P,channels[0]).
+    """Features (P,C_in) at the sites of a grid -> (P,C_0), after a last norm and ReLU.
+
+    Down: residual blocks, norm, ReLU, 3x3 of stride 2. Up: the transpose of that, concatenation
+    with the skip, residual blocks. Parameters do not depend on the engine.
 
     Args:
         in_channels: C_in.
         channels: a level, full resolution first; the grid must have as many levels.
         blocks: residual blocks a level on the way down and again on the way up.
         norm: "BN" or "SyncBN".
+
+    Raises:
+        ValueError: no level, a width or a number of blocks below 1, or an unknown norm.
     """
 
     def __init__(
@@ -58,12 +67,12 @@ class SparseUNet(nn.Module):
             if level > 0:
                 x = self.downs[level - 1](self.before_down[level - 1](x), grid, level - 1)
             for block in self.encoders[level]:
-                x = block(x, grid, level)
+                x = block(x, grid, level)  # (P_l,C_l)
             skips.append(x)
-        skips.pop()
+        skips.pop()  # the coarsest level is x itself
         for level in range(self.levels - 2, -1, -1):
             x = self.ups[level](self.before_up[level](x), grid, level)
-            x = (skips.pop(), x)  # their concatenation
+            x = (skips.pop(), x)  # stands for their concatenation (P_l, 2 C_l), which is not made
             for block in self.decoders[level]:
                 x = block(x, grid, level)
         return grid.leave(self.last(x))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Active cells of feature maps of every stride, and where what is around them comes from."""
+"""Active cells of feature maps of every stride, and where the values around them come from."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from ..sparse.kernel_map import KernelMap, tap_group
 
 
 class Cells:
-    """The cells of a feature map (H,W) that hold selected pixels.
+    """The active cells of a feature map, those that hold selected pixels.
 
-    `y`, `x` (P,) int64, in raster order.
+    Args:
+        y, x: (N,) int64 cells, in any order and as often as may be.
+        size: (H,W) of the map.
+        stride: of the map, in pixels.
+
+    Attributes:
+        y, x: (P,) int64, each cell once, in raster order.
     """
 
     def __init__(self, y: torch.Tensor, x: torch.Tensor, size: tuple[int, int], stride: int):
         self.size, self.stride = size, stride
         occupied = torch.zeros(size[0] * size[1], dtype=torch.bool, device=y.device)
-        flat = occupied.index_fill_(0, y * size[1] + x, True).nonzero()[:, 0]
+        flat = occupied.index_fill_(0, y * size[1] + x, True).nonzero()[:, 0]  # (P,)
         self.y, self.x = flat // size[1], flat % size[1]
 
     def __len__(self) -> int:
@@ -28,22 +34,24 @@ class Cells:
 
 
 class Windows:
-    """What a function reads of a map at each cell of its output.
+    """What a function of T taps reads of a map at each cell of its output.
 
     Args:
-        cells: the output's, N.
-        active, small: numbers of active cells of the map, P, and of places of the small map, h w.
-        places: (N,T) int32; below P active cells, below P + h w places of the small map in raster
-            order, and P + h w for what is outside.
+        cells: active cells of the output, N.
+        active, small: P, active cells of the map that is read; h w, places of the small map.
+        places: (N,T) int32. Below P: active cells; below P + h w: places of the small map in raster
+            order; P + h w: outside of the map.
 
     Attributes:
-        needed: (A,) int64, the places of the small map that are reached.
-        table: (N,T) int32 into the rows of `source`.
+        needed: (A,) int64, the places of the small map that are read.
+        table: (N,T) int32, rows of `source`.
+        outside: the last row of `source`.
     """
 
     def __init__(self, cells: Cells, active: int, small: int, places: torch.Tensor):
         self.cells = cells
         reached = torch.zeros(active + small + 1, dtype=torch.bool, device=places.device)
+        # marked, not sorted as `unique` would do
         reached.index_fill_(0, places.view(-1).long(), True)
         self.needed = reached[active : active + small].nonzero()[:, 0]
         # the small map's places close up to those that are reached
@@ -53,9 +61,10 @@ class Windows:
         self.table = row.index_select(0, places.view(-1)).view(places.shape)
 
     def source(self, rows: torch.Tensor, small: torch.Tensor, outside: float) -> torch.Tensor:
-        """(P + A + 1, C) of the map's rows (P,C) and the small map (C,h,w)."""
+        """(P + A + 1, C): the map's rows (P,C), those needed of the small map (C,h,w), and a row of
+        the value `outside`."""
         if small.stride(0) == 1:  # channels last: a place's values lie together
-            around = small.permute(1, 2, 0).flatten(0, 1).index_select(0, self.needed)
+            around = small.permute(1, 2, 0).flatten(0, 1).index_select(0, self.needed)  # (A,C)
         else:
             around = small.flatten(1).index_select(1, self.needed).t()
         last = rows.new_full((1, rows.shape[1]), outside)
@@ -63,22 +72,23 @@ class Windows:
 
     @cached_property
     def kernel_map(self) -> KernelMap:
-        """Of the windows over `source` without its last row."""
+        """The windows as a kernel map over `source` without its last row, for `sparse_conv`. It has
+        no transpose: no gradients."""
         taps = (tuple(range(self.table.shape[1])),)
         group = tap_group(taps, self.table.clone(), self.outside)
         return KernelMap(self.outside, len(self.cells), [group])
 
 
 class Resolutions:
-    """One image's selected pixels as cells of each stride, and the place of the small image.
+    """The selected pixels of one image as cells of each stride, and how the small image covers it.
 
     Args:
         sites: (P,2) int64 (y, x), unique, in raster order.
         image: (H,W) of the image.
         size: (H,W) of it with the network's padding, zeros at the right and bottom.
-        scale: (vertical, horizontal), the small image's size over the image's, without padding. The
-            network maps both alike: a cell of any stride lies in a cell of the small image's map of
-            the same depth, `scale` times as far from the top left corner.
+        scale: (vertical, horizontal), the small image's size over the image's, without padding, in
+            (0, 1]. A cell of any stride lies in that cell of the small image's map of the same
+            depth that is `scale` times as far from the top left corner.
     """
 
     def __init__(
@@ -93,7 +103,7 @@ class Resolutions:
         self._windows: dict[tuple, Windows] = {}
 
     def at(self, stride: int) -> Cells:
-        """The cells of a stride in pixels; a map's last cells may reach beyond the padding."""
+        """The active cells of a stride in pixels; a map's last cells may exceed the padding."""
         if stride not in self._cells:
             y, x = self.sites.unbind(1)
             size = (-(-self.size[0] // stride), -(-self.size[1] // stride))
@@ -109,14 +119,14 @@ class Resolutions:
         reach: int,
         places: Callable[[], tuple[torch.Tensor, torch.Tensor]],
     ) -> Windows:
-        """Kept for later calls: layers of one kind ask again and again.
+        """The windows of a function; kept for later layers of the same kind.
 
         Args:
-            source, cells: of the map that is read, and of the output.
+            source, cells: active cells of the map that is read, and of the output.
             small: (h,w) of the small image's map.
             kind: what `places` depends on besides both cells.
-            reach: how far outside of the map the places may lie.
-            places: makes y and x of what is read, (N,T) int64 each, cells of `source`.
+            reach: how many cells outside of the map the places may lie.
+            places: makes y and x of what is read, (N,T) int64 each, in cells of `source`.
         """
         key = (source.stride, cells.stride, small, kind)
         if key not in self._windows:
@@ -129,8 +139,10 @@ class Resolutions:
         return self._windows[key]
 
     def _map(self, source: Cells, small: tuple[int, int], reach: int) -> torch.Tensor:
-        """The places (see `Windows`) of all cells of a map and of `reach` around it, flat."""
+        """The place (see `Windows`) of each cell of a map and of `reach` cells around it, flat:
+        ((H + 2 reach) (W + 2 reach),) int32."""
         height, width = source.size
+        # the place of the small map in which a cell's centre lies
         below, right = (
             ((torch.arange(n, device=source.y.device) + 0.5) * share)
             .to(torch.int32)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch's functions of single places of a `SiteTensor`: activations, norms, sums, padding."""
+"""Torch's functions that act on each place of a `SiteTensor` by itself: activations, norms, sums,
+padding. Global statistics (group norm, global pooling) are the small image's."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ from .trace import UnsupportedOperation
 
 
 def _unpadded(x: SiteTensor, function) -> None:
+    """
+    Raises:
+        UnsupportedOperation: `x` was padded, and `function` is no convolution.
+    """
     if any(x.pad):
         raise UnsupportedOperation(
             f"{function.__name__} after pad: a convolution alone can read the zeros"
@@ -18,6 +23,8 @@ def _unpadded(x: SiteTensor, function) -> None:
 
 
 def _each_value(function):
+    """The form of a function that acts on each value by itself."""
+
     def ours(x: SiteTensor, *args, **kwargs):
         _unpadded(x, function)
         return x.like(function(x.rows, *args, **kwargs))
@@ -47,9 +54,9 @@ def _batch_norm(
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     """By the statistics of the small image's map."""
     _unpadded(x, F.group_norm)
-    parts = x.around(F.group_norm).reshape(num_groups, -1).float()
+    parts = x.around(F.group_norm).reshape(num_groups, -1).float()  # (groups, C / groups h w)
     each = x.rows.shape[1] // num_groups
-    scale = (parts.var(1, unbiased=False) + eps).rsqrt().repeat_interleave(each)
+    scale = (parts.var(1, unbiased=False) + eps).rsqrt().repeat_interleave(each)  # (C,)
     shift = -parts.mean(1).repeat_interleave(each) * scale
     if weight is not None:
         scale, shift = scale * weight, shift * weight
@@ -65,6 +72,8 @@ def _dropout(x, p=0.5, training=True, inplace=False):
 
 
 def _arithmetic(function):
+    """The form of a function of two maps of the same cells, or of a map and a value a channel."""
+
     def ours(x, other, *args, **kwargs):
         whole = x if isinstance(x, SiteTensor) else other
         rows = []
@@ -83,7 +92,7 @@ for _name in ("add", "sub", "mul", "div"):
 
 
 def _row(value, function):
-    """A number as it is; a tensor (1,C,1,1), or (C,1,1), as (1,C) beside rows."""
+    """A number as it is; a tensor (1,C,1,1) or (C,1,1) as (1,C), which broadcasts over rows."""
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value
     if value.dim() < 3 or value.shape[-2:] != (1, 1):
@@ -95,6 +104,10 @@ def _row(value, function):
 
 
 def _same_cells(x: SiteTensor, other: SiteTensor, function) -> None:
+    """
+    Raises:
+        UnsupportedOperation: `function` of what are not maps of the same cells, without padding.
+    """
     if not (isinstance(x, SiteTensor) and isinstance(other, SiteTensor)):
         raise UnsupportedOperation(f"{function.__name__} of a map and a plain tensor")
     if x.cells is not other.cells or any(x.pad) or any(other.pad):
@@ -115,6 +128,7 @@ def _cat(tensors, dim=0):
 
 @implements(F.pad)
 def _pad(x, pad, mode="constant", value=None):
+    """Kept aside: the next convolution reads the zeros."""
     if mode != "constant" or value or len(pad) != 4 or any(x.pad) or min(pad) < 0:
         raise UnsupportedOperation(f"pad by {tuple(pad)}, {mode} {value}: zeros, once, alone")
     return SiteTensor(x.rows, x.cells, x.resolutions, x.trace, tuple(pad))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A feature map that is known at selected cells, and what torch's functions do with it.
+"""A feature map that is known at its active cells, and what torch's functions do with it.
 
-Torch asks an argument's class what a function means for it (`__torch_function__`), so that a
+Torch asks the class of an argument to carry a function out (`__torch_function__`), so that a
 network is called as it is: nothing of it is compiled, copied or replaced.
 """
 
@@ -18,7 +18,7 @@ OPERATIONS: dict[Callable, Callable] = {}  # torch's function -> ours: pointwise
 
 
 def implements(*functions: Callable):
-    """A decorator: what torch's functions mean for a `SiteTensor`."""
+    """A decorator: the function carries these functions of torch out for a `SiteTensor`."""
 
     def register(ours):
         OPERATIONS.update(dict.fromkeys(functions, ours))
@@ -33,10 +33,18 @@ def known_operations() -> list[str]:
 
 
 class SiteTensor:
-    """A map (1,C,H,W) of which `rows` (P,C), at the active cells of `cells`, are there.
+    """Stands for a map (1,C,H,W) that is known at its active cells.
 
-    `trace`: of the same network on the small image, asked by functions that read further. `pad`
-    (left, right, top, bottom): zeros around it that a convolution is still to read.
+    Has of a tensor what networks of convolutions use; anything else raises `UnsupportedOperation`,
+    also as an attribute, so that `hasattr` is False.
+
+    Args:
+        rows: (P,C), the values at the active cells.
+        cells: P active cells of the map.
+        resolutions: the cells of other strides.
+        trace: of a network of the same architecture on the small image; functions that read a
+            neighbourhood take the next entry of it.
+        pad: (left, right, top, bottom), zeros around the map that a convolution is still to read.
     """
 
     def __init__(
@@ -51,11 +59,15 @@ class SiteTensor:
         self.resolutions, self.trace = resolutions, trace
 
     def like(self, rows: torch.Tensor, cells: Cells | None = None) -> SiteTensor:
-        """Other features, at the same cells or at others."""
+        """Other features (P,C), at the same cells or at others, without padding."""
         return SiteTensor(rows, cells or self.cells, self.resolutions, self.trace)
 
     def around(self, function: Callable) -> torch.Tensor:
-        """(1,C,h,w): what the small image's map holds that `function` reads there."""
+        """(1,C,h,w): the small image's map that `function` read in the recorded run.
+
+        Raises:
+            UnsupportedOperation: the recorded run called something else at this point.
+        """
         maps = self.trace.next(function, self.rows.shape[1])
         left, right, top, bottom = self.pad  # the recorded map has had them
         height, width = maps.shape[-2:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network read around each place while it ran on the small image."""
+"""The feature maps that a network read neighbourhoods of while it ran on the small image."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class UnsupportedOperation(NotImplementedError, AttributeError):
 
 
 class Recording(TorchFunctionMode):
-    """Within `with Recording() as recording:` the inputs of `READS_AROUND` are kept in their order,
-    as they are: memory grows by the feature maps that 3x3 convolutions read.
+    """Within `with Recording() as recording:` the inputs of `READS_AROUND` are kept, in the order
+    of the calls and without a copy: memory grows by the feature maps that 3x3 convolutions read.
 
-    A network that changes a map in place after a convolution has read it (as hardly any does) is
-    refused; in inference mode, where tensors do not tell, its results are wrong.
+    A network that changes a map in place after a convolution has read it (hardly any does) is
+    refused. In inference mode tensors have no version counter: there its results would be wrong.
     """
 
     def __init__(self):
@@ -61,31 +61,38 @@ class Recording(TorchFunctionMode):
 
 
 def _version(maps: torch.Tensor) -> int:
+    """Number of changes in place, as far as the tensor knows."""
     return 0 if maps.is_inference() else maps._version
 
 
 def is_pointwise(weight, bias=None, stride=1, padding=0, dilation=1, groups=1, **image) -> bool:
-    """Whether a convolution with these arguments of `F.conv2d` is one product of each place's own
-    channels."""
-    padding = 0 if isinstance(padding, str) else padding  # without a meaning for one tap
+    """Whether a convolution with these arguments of `F.conv2d` reads of each place its own channels
+    alone."""
+    padding = 0 if isinstance(padding, str) else padding  # "same" and "valid": none for 1x1
     ones, zeros = (1, (1, 1), [1, 1]), (0, (0, 0), [0, 0])
     one_tap = tuple(weight.shape[-2:]) == (1, 1)
     return one_tap and stride in ones and padding in zeros and groups == 1
 
 
 class Trace:
-    """Maps (1,C,h,w) of a small image of `size` (h,w), handed out in the order of recording."""
+    """Recorded maps (1,C,h,w) of one small image, handed out in the order of recording.
+
+    Args:
+        entries: names of the functions, and the maps that they read.
+        size: (h,w) of the small image, without padding.
+    """
 
     def __init__(self, entries: list[tuple[str, torch.Tensor]], size: tuple[int, int]):
         self.entries, self.size = entries, size
         self.position = 0
 
     def from_start(self) -> Trace:
-        """The same entries for another run."""
+        """The same entries, for another run."""
         return Trace(self.entries, self.size)
 
     def next(self, function: Callable, channels: int) -> torch.Tensor:
-        """
+        """(1,C,h,w), the next map, which `function` must have read; C is `channels`.
+
         Raises:
             UnsupportedOperation: the recorded network called something else at this point.
         """
@@ -94,7 +101,7 @@ class Trace:
             recorded, maps = self.entries[self.position]
             if recorded == function.__name__ or maps.shape[-2:] != (1, 1):
                 break
-            self.position += 1  # of a map that was pooled to one place, and is no SiteTensor here
+            self.position += 1  # of a map pooled to one place, which is a plain tensor here
         if recorded != function.__name__ or maps.shape[1] != channels:
             found = "nothing more" if maps is None else f"{recorded} of {maps.shape[1]}"
             raise UnsupportedOperation(

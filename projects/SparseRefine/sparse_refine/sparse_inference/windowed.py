@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch's functions that read around a place of a `SiteTensor`: convolution, pooling, resizing."""
+"""Torch's functions that read a neighbourhood of a `SiteTensor`: convolution, pooling, resizing.
+
+Shapes: N cells of the output, T taps.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if groups == 1:
         rows = _dense(source, weight, bias, windows)
     elif groups == weight.shape[0] == source.shape[1]:
+        # a matrix product a channel would be slow
         rows = _depthwise(source, weight, bias, windows.table)
     else:
         parts = zip(source.chunk(groups, dim=1), weight.chunk(groups))
@@ -35,22 +39,25 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def _pair(value) -> tuple[int, int]:
+    """(vertical, horizontal) of what torch takes as one number or two."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
-    """The windows of a function's output, and their `Windows.source`.
+    """The windows of a function's output, and their `Windows.source` (P + A + 1, C).
 
     Raises:
         UnsupportedOperation: strides differ, or the output does not cover the image.
     """
     left, right, top, bottom = x.pad
+    # the size of torch's output, by the formula of its Conv2d
     size = [
         (n + before + after + 2 * pad - d * (k - 1) - 1) // s + 1
         for n, before, after, pad, k, s, d in zip(
             x.cells.size, (top, left), (bottom, right), padding, kernel, stride, dilation
         )
     ]
+    # cells of stride s are the pixels // s of the image: layers of another size would not fit them
     covered = [-(-n // stride[0]) for n in x.cells.size]
     if stride[0] != stride[1] or size != covered:
         raise UnsupportedOperation(
@@ -70,7 +77,7 @@ def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
         )
         y = (cells.y * stride[0])[:, None, None] + steps_y[:, None]
         x_ = (cells.x * stride[0])[:, None, None] + steps_x
-        return tuple(part.flatten(1) for part in torch.broadcast_tensors(y, x_))
+        return tuple(part.flatten(1) for part in torch.broadcast_tensors(y, x_))  # (N,T) each
 
     kind = (kernel, first, dilation)
     reach = max(*first, *last)
@@ -80,6 +87,7 @@ def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
 
 
 def _dense(source, weight, bias, windows):
+    """One group: source (P + A + 1, C_in), weight (C_out,C_in,k,k) -> (N,C_out)."""
     taps = windows.table.shape[1]
     # in memory (C_out, taps, C_in), as the matrix product reads it
     kernel = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], taps, -1).permute(1, 2, 0)
@@ -87,9 +95,10 @@ def _dense(source, weight, bias, windows):
 
 
 def _depthwise(source, weight, bias, table):
-    kernel = weight.flatten(1).t().contiguous().to(source.dtype)  # (taps,C)
-    rows = source.new_empty(len(table), source.shape[1])
-    places = table.t().contiguous()
+    """A depthwise convolution: source (P + A + 1, C), weight (C,1,k,k), table (N,T) -> (N,C)."""
+    kernel = weight.flatten(1).t().contiguous().to(source.dtype)  # (T,C)
+    rows = source.new_empty(len(table), source.shape[1])  # (N,C)
+    places = table.t().contiguous()  # (T,N)
     # in parts that stay in the caches together with a gathered one
     step = max(64, chunk_bytes(rows.device.type) // (2 * rows.shape[1] * rows.element_size()))
     for start in range(0, len(rows), step):
@@ -143,14 +152,14 @@ def _interpolate(
     def places():
         if mode == "nearest":
             return (cells.y // factor)[:, None], (cells.x // factor)[:, None]
-        corners_y = y[:, None] + y.new_tensor([0, 0, 1, 1])
+        corners_y = y[:, None] + y.new_tensor([0, 0, 1, 1])  # (N,4)
         corners_x = x_[:, None] + y.new_tensor([0, 1, 0, 1])
         return corners_y.clamp(0, x.cells.size[0] - 1), corners_x.clamp(0, x.cells.size[1] - 1)
 
     small = tuple(around.shape[-2:])
     windows = x.resolutions.windows(x.cells, cells, small, (mode, factor), 0, places)
     source = windows.source(x.rows, around[0], 0.0)
-    values = [source.index_select(0, place) for place in windows.table.unbind(1)]
+    values = [source.index_select(0, place) for place in windows.table.unbind(1)]  # T of (N,C)
     if mode == "nearest":
         return x.like(values[0], cells)
     down, right = (share[:, None].to(x.dtype) for share in (down, right))
@@ -167,6 +176,11 @@ def _between(at: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _factor(x: SiteTensor, size, scale_factor) -> int:
+    """How many times finer the output of an interpolation is, a side.
+
+    Raises:
+        UnsupportedOperation: no whole number, or not one of the map's stride.
+    """
     if size is not None:
         factors = [n / own for n, own in zip(_pair(size), x.cells.size)]
     else:

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from .files import write_whole
+from .names import fitted
 from .weights import load_weights
 
 
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with whole-or-nothing files and `load_weights`.
 
-    A tensor of another shape is an error, never skipped. So is one of the model that the file
-    lacks, if its name begins with one of `required` ("" is all) and not with one of `supplied`,
-    which have their weights already: what is only evaluated, or frozen, must not stay random.
+    Names are fitted to the model's, see `names.fitted`; a file of which nothing fits is an error.
+    So is a tensor of the model that the file lacks or has in another shape, if its name begins with
+    one of `required` ("" is all): what is only evaluated, or frozen, must not stay random. Those
+    that begin with one of `supplied` have their weights already and may be lacking. When a run is
+    resumed every tensor is required. The others are skipped with a warning, as in Detectron2: so a
+    checkpoint of other classes can be fine-tuned.
     """
 
     def __init__(
@@ -62,15 +67,47 @@ class SafeCheckpointer(DetectionCheckpointer):
         write_whole(os.path.join(self.save_dir, "last_checkpoint"), write)
 
     def load(self, path: str, *args, **kwargs):
-        if path and "://" not in path and comm.is_main_process() and not os.path.isfile(path):
-            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path!r} does not exist")
+        file = path.split("?")[0] if path else path  # ?matching_heuristics=True, as in Detectron2
+        if file and "://" not in file and comm.is_main_process() and not os.path.isfile(file):
+            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {file!r} does not exist")
         self._loading = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # left behind by an error, it refuses the next one
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=False)
+        required, supplied = self.required, self.supplied
+        self.required, self.supplied = ("",), ()
+        try:
+            return super().resume_or_load(path, resume=True)
+        finally:
+            self.required, self.supplied = required, supplied
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        if not checkpoint.get("matching_heuristics", False):
+            own = self.model.state_dict()
+            state = fitted(checkpoint["model"], own, getattr(self.model, "weights_prefix", ""))
+            if own and not any(name in own for name in state):
+                raise ValueError(
+                    f"{self._loading} does not fit the model: it has none of its tensors. The file "
+                    f"has {', '.join(list(state)[:3])} ..., the model {', '.join(list(own)[:3])} "
+                    "... . Check MODEL.WEIGHTS (a base's own checkpoint belongs into "
+                    "MODEL.SPARSE_REFINE.BASE.WEIGHTS) and the model's keys"
+                )
+            if state and all(name.startswith("module.") for name in state):
+                # the model's own names: fvcore takes one such prefix for DDP's, and off
+                state = {f"module.{name}": tensor for name, tensor in state.items()}
+            checkpoint["model"] = state
+        return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible) -> None:
         faults = [
             f"{name} is {tuple(of_file)} in the checkpoint and {tuple(of_model)} in the model"
             for name, of_file, of_model in incompatible.incorrect_shapes
+            if name.startswith(self.required)
         ]
         wrong = {name for name, _, _ in incompatible.incorrect_shapes}
         missing = [n for n in incompatible.missing_keys if not n.startswith(self.supplied)]
@@ -90,6 +127,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = load_weights(filename, self.allow_pickle)
+        query = parse_qs(urlparse(self._loading).query)
+        if query.pop("matching_heuristics", ["False"]) == ["True"]:
+            content["matching_heuristics"] = True
+        if query:
+            raise ValueError(f"MODEL.WEIGHTS {self._loading}: no such option, {list(query)}")
         if filename.endswith(".pkl") and "__author__" not in content:  # as Detectron2 reads them
             blobs = content["model"].get("blobs", content["model"])
             model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}

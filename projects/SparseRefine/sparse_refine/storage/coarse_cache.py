@@ -33,7 +33,7 @@ class CoarseCache:
         self._folder: Path | None = None
 
     def load(self, file_name: str, base: nn.Module, device=None) -> torch.Tensor | None:
-        """The logits (K,h,w) kept for this image, or None."""
+        """The logits (K,h,w) float32 kept for this image, or None."""
         if self._folder is None:  # the weights are in place only when the first image comes
             self._folder = self.root / state_digest(base.state_dict(), self.settings)
         path = self._path(file_name)
@@ -42,10 +42,10 @@ class CoarseCache:
         return load_file(path)["logits"].float().to(device)
 
     def store(self, file_name: str, logits: torch.Tensor) -> torch.Tensor:
-        """Keep `logits`; a file is there whole or not at all.
+        """Keep `logits` (K,h,w), after a `load` that returned None.
 
-        Returns what `load` will: trained on anything else, a run that is broken and resumed would
-        not be the same as an unbroken one.
+        Returns what `load` will, rounded to half precision: a resumed run, which reads the file,
+        sees the same logits as an unbroken one.
         """
         path = self._path(file_name)
         path.parent.mkdir(parents=True, exist_ok=True)

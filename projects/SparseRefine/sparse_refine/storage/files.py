@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -34,3 +37,51 @@ def write_whole(path: str | Path, write: Callable[[str], None]) -> None:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_whole` of a text in UTF-8."""
+    write_whole(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """
+    Args:
+        marker: name of a file that `whole_folder` is used to write.
+
+    Raises:
+        ValueError: replacing `path` could lose something: it is no folder, or one with files in it
+            and without `marker`, which only an earlier run writes.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"{path} is no folder; choose another name")
+    if path.exists() and any(path.iterdir()) and not (path / marker).is_file():
+        raise ValueError(
+            f"{path} holds files that an earlier run did not write ({marker} is missing): choose "
+            "another folder, or empty it"
+        )
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yield a new folder beside `path`, and put it in its place at the end, if all went well.
+
+    Raises:
+        ValueError: see `check_replaceable`.
+    """
+    check_replaceable(path, marker)
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = work / "new", work / "old"
+    new.mkdir()
+    try:
+        yield new
+        check_replaceable(path, marker)  # hours may have passed
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(work)

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from .files import write_whole
+from .names import unwrapped
 
 
 def load_weights(path: str, allow_pickle: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file: {"model": {name: tensor}, ...}.
 
     `.safetensors`; `.pth` and its kin with torch's weights-only loader; `.pkl` (Detectron2's model
-    zoo) only where `allow_pickle`, since loading one runs whatever code it holds.
+    zoo), and `.pth` that hold other Python objects, only where `allow_pickle`, since loading one
+    runs whatever code it holds. State dicts under other keys are found, see `names.unwrapped`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,10 +43,17 @@ def load_weights(path: str, allow_pickle: bool = False) -> dict[str, Any]:
             if path.endswith(".safetensors"):
                 content = load_file(path)
             else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
         except Exception as error:  # safetensors, zipfile and torch each raise their own kinds
+            objects = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            if objects is not None and not allow_pickle:
+                raise ValueError(
+                    f"{path} cannot be read as a checkpoint of tensors alone: it holds a "
+                    f"{objects[1]}, and loading such objects runs whatever code they name: set "
+                    "MODEL.ALLOW_PICKLE True if you trust where it comes from"
+                ) from error
             raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    return content if "model" in content else {"model": content}
+    return unwrapped(content, path)
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: str, half: bool = False) -> None:

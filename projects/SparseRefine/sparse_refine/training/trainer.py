@@ -8,25 +8,29 @@ import logging
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from torch.nn.parallel import DistributedDataParallel
 
 from ..base import supplied_weights
 from ..data import build_test_loader, build_train_loader
-from ..evaluation import build_evaluators
+from ..data.loader import ShuffledStream
+from ..evaluation import SparseRefineEvaluator, build_evaluators, own_evaluator
 from ..evaluation.checks import check_datasets
 from ..modeling.building import build_model
 from ..storage.checkpointer import SafeCheckpointer
 from ..storage.weights import state_digest
 from .hooks import BestCheckpointer, CPUAutocastTrainer, SelectionPrinter
+from .resuming import kept_solver_keys, seed_iteration, warn_of_changed_solver
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Trainer(DefaultTrainer):
         self._supplied = supplied_weights(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         on_gpu = next(model.parameters()).is_cuda
         options = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **options)
@@ -87,8 +92,15 @@ class Trainer(DefaultTrainer):
                 "would keep random weights. Set BASE.WEIGHTS to the base's own checkpoint"
             )
         super().resume_or_load(resume)
-        stream = self._trainer.data_loader.batch_sampler.sampler
-        stream.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+        loader = self._trainer.data_loader
+        stream = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        if isinstance(stream, ShuffledStream):
+            stream.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+        elif self.start_iter:
+            logger.warning(
+                f"build_train_loader of {type(self).__name__} returns a {type(loader).__name__}, "
+                "which begins anew: this run goes on with other data than an unbroken one"
+            )
 
     def build_hooks(self) -> list:
         ret = super().build_hooks()
@@ -99,6 +111,21 @@ class Trainer(DefaultTrainer):
             hook = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
             ret.insert(index, hook)
         return ret
+
+    def before_step(self) -> None:
+        seed_iteration(
+            self._seed, self.iter
+        )  # dropout and its kin: resumed runs equal unbroken ones
+        super().before_step()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "solver": kept_solver_keys(self.cfg), "seed": self._seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        warn_of_changed_solver(self.cfg, state_dict.get("solver", {}))
+        if self.cfg.SEED < 0:  # drawn: the run's own goes on
+            self._seed = state_dict.get("seed", self._seed)
 
     def build_writers(self) -> list[EventWriter]:
         return [*super().build_writers(), SelectionPrinter()]
@@ -149,32 +176,71 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer(params))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-        return build_evaluators(cfg, dataset_name)[1]
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluators(cfg, dataset_name)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, *, resume: bool = False) -> OrderedDict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+        *,
+        resume: bool = False,
+    ) -> OrderedDict:
         """Evaluate on every set of cfg.DATASETS.TEST; one set's results stand alone, several are
-        keyed by the set's name, as in DefaultTrainer. `resume`: see `evaluation.build_evaluators`.
+        keyed by the set's name, as in DefaultTrainer.
+
+        Args:
+            evaluators: one for each set, in place of `build_evaluator`'s.
+            resume: go on from the records of an interrupted evaluation. Only this project's
+                evaluator can do that, so the others stay out.
+
+        Raises:
+            ValueError: another number of evaluators, or none that can resume.
         """
         check_datasets(cfg)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
+            raise ValueError(
+                f"{len(evaluators)} evaluators for {len(cfg.DATASETS.TEST)} sets of DATASETS.TEST"
+            )
         if comm.get_world_size() > 1:  # running statistics differ where NORM is not SyncBN
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        weights = getattr(model, "module", model).state_dict()  # the same inside of DDP
-        tag = state_digest(weights, _inference_settings(cfg))
+        plain = model.module if isinstance(model, DistributedDataParallel) else model
+        tag = state_digest(plain.state_dict(), _inference_settings(cfg))
         results = OrderedDict()
-        for name in cfg.DATASETS.TEST:
-            ours, evaluators = build_evaluators(cfg, name, resume=resume, tag=tag)
-            ours.watch(model)
-            loader = build_test_loader(cfg, name, keep=ours.remaining)
-            results[name] = inference_on_dataset(model, loader, evaluators) or {}
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            ours = own_evaluator(evaluator)
+            if ours is not None:
+                ours.belongs_to(tag, resume)
+                ours.watch(model)
+            if resume:
+                evaluator = _only(ours, name)
+            own_loader = cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__
+            if resume and not own_loader:
+                loader = build_test_loader(cfg, name, keep=ours.remaining)
+            else:  # a loader of a subclass gives all images; an image that comes again counts once
+                loader = cls.build_test_loader(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 logger.info(f"Evaluation results for {name} in csv format:")
                 print_csv_format(results[name])
         if len(results) == 1:
             return next(iter(results.values()))
         return results
+
+
+def _only(ours: SparseRefineEvaluator | None, name: str) -> SparseRefineEvaluator:
+    if ours is None:
+        raise ValueError(
+            f"--resume of an evaluation goes on from the records of SparseRefineEvaluator, and the "
+            f"evaluators of {name!r} have none: leave --resume out"
+        )
+    return ours
 
 
 def _inference_settings(cfg: CfgNode) -> str:

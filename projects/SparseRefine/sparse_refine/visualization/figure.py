@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of what refinement did to an image, beside the truth. For images without truth, and
+"""The figure of what refinement did to an image, beside its labels. For images without labels, and
 for many of them: panel.py."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import read_image, read_labels
-from ..storage.files import write_whole
-from .pictures import densest_window, overlay, selected_picture
+from ..results import Refinement
+from .layout import crop, draw_window, fit_tile, lay_out, legend_of
+from .pictures import densest_window, entropy_picture, overlay, selected_picture, write_picture
 
-
-def best_window(
-    coarse: np.ndarray, fused: np.ndarray, truth: np.ndarray, size: tuple[int, int]
-) -> tuple[int, int]:
-    """Top left corner of the window (height, width) in which refinement mended the most pixels.
-
-    Mended: right after and wrong before, less those that were right before and wrong after.
-    """
-    return densest_window((fused == truth).astype(np.float32) - (coarse == truth), size)
+_WHITE = (255, 255, 255)
 
 
 def draw(path: str | Path, model, dataset_name: str, position: int, image_format: str) -> None:
@@ -32,76 +26,71 @@ def draw(path: str | Path, model, dataset_name: str, position: int, image_format
     metadata = MetadataCatalog.get(dataset_name)
     image = read_image(record["file_name"], format=image_format)
     with torch.inference_mode():
-        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())  # (3,H,W)
         refinement = model([{"image": tensor}])[0]["refinement"]
-    save_refinement_figure(
-        path,
+    figure = refinement_figure(
         image if image_format == "RGB" else image[..., ::-1],
         refinement,
         read_labels(record["sem_seg_file_name"]),
         metadata.stuff_classes,
         metadata.stuff_colors,
     )
+    write_picture(path, figure)
 
 
-def save_refinement_figure(
-    path: str | Path,
+def refinement_figure(
     image: np.ndarray,
-    refinement,
+    refinement: Refinement,
     truth: np.ndarray,
-    class_names: list[str],
+    class_names: Sequence[str],
     colors,
-    crop: tuple[int, int] = (256, 384),
-) -> None:
-    """Image, coarse, entropy, selected pixels, refined and truth; below them the crop where
-    refinement mended most.
+    tile: int = 480,
+) -> np.ndarray:
+    """Image, coarse, entropy, refined pixels, SparseRefine and ground truth; below them the window
+    in which refinement improved most.
 
     Args:
-        image: (H,W,3) uint8 RGB. truth: (H,W) labels.
-        refinement: a `Refinement` of that image.
-        colors: RGB a class. crop: (height, width) in pixels.
+        image: (H,W,3) uint8 RGB.
+        refinement: of that image.
+        truth: (H,W) labels; one without a colour, such as the ignore label, shows the image.
+        colors: (R,G,B) a class.
+        tile: longest side of a tile in pixels. The window is a tile wide and two thirds as high,
+            pixel for pixel; of a small image half of each side, enlarged by a whole factor.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Patch, Rectangle
-
     labels = {kind: refinement.label_map(kind).cpu().numpy() for kind in ("coarse", "fused")}
-    uncertain = refinement.entropy.cpu().numpy()
-    uncertain = cv2.resize(uncertain, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    panels = {
+    entropy = refinement.entropy.float().cpu().numpy()  # (h,w) nats
+    pictures = {
         "image": image,
         "coarse prediction": overlay(image, labels["coarse"], colors),
-        f"entropy, 0..{uncertain.max():.2f} nats": uncertain,
+        f"entropy, 0 to {math.log(len(colors)):.2f} nats": entropy_picture(
+            entropy, truth.shape, len(colors)
+        ),
         f"refined pixels: {100 * refinement.selected_fraction:.1f} %": selected_picture(
             image, refinement.selected().cpu().numpy()
         ),
         "SparseRefine": overlay(image, labels["fused"], colors),
-        "truth": overlay(image, truth, colors),
+        "ground truth": overlay(image, truth, colors),
     }
-    top, left = best_window(labels["coarse"], labels["fused"], truth, crop)
-    aspect = image.shape[0] / image.shape[1]
-    figure, axes = plt.subplots(
-        4, 3, figsize=(15, 5 * (2 * aspect + 2 * crop[0] / crop[1]) + 1.4), dpi=100
+    window = tuple(
+        max(1, min(side, whole // 2)) for side, whole in zip((tile * 2 // 3, tile), truth.shape)
     )
-    for position, (title, panel) in enumerate(panels.items()):
-        whole = axes[position // 3][position % 3]
-        detail = axes[2 + position // 3][position % 3]
-        options = {"cmap": "magma", "vmin": 0, "vmax": uncertain.max()} if panel.ndim == 2 else {}
-        whole.imshow(panel, **options)
-        whole.add_patch(Rectangle((left, top), crop[1], crop[0], fill=False, color="white", lw=2))
-        detail.imshow(panel[top : top + crop[0], left : left + crop[1]], **options)
-        whole.set_title(title)
-        detail.set_title(f"{title} (crop)")
-        whole.axis("off")
-        detail.axis("off")
-    figure.legend(
-        handles=[Patch(color=np.array(c) / 255, label=n) for n, c in zip(class_names, colors)],
-        loc="lower center",
-        ncol=len(class_names),
-        frameon=False,
-    )
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    write_whole(path, lambda temporary: figure.savefig(temporary))
-    plt.close(figure)
+    corner = best_window(labels["coarse"], labels["fused"], truth, window)
+    tiles = [(title, fit_tile(picture, tile)) for title, picture in pictures.items()]
+    for _, small in tiles:
+        draw_window(small, corner, window, truth.shape, _WHITE)
+    details = [
+        (f"{title.split(':')[0].split(',')[0]}, close up", fit_tile(crop(p, corner, window), tile))
+        for title, p in pictures.items()
+    ]
+    return lay_out(tiles + details, legend_of(class_names, colors, truth, labels["fused"]))
+
+
+def best_window(
+    coarse: np.ndarray, fused: np.ndarray, truth: np.ndarray, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Top left corner of the window (height, width) with the most improved pixels less degraded
+    ones: wrong before and right after, less right before and wrong after."""
+    return densest_window((fused == truth).astype(np.float32) - (coarse == truth), size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import statistics
 from functools import partial
 
 import torch
@@ -14,9 +13,15 @@ from tabulate import tabulate
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.evaluation.benchmarking import median_and_spread, once, peak_bytes, take_turns
 from sparse_refine.evaluation.counting import products_of
-from sparse_refine.evaluation.timing import ForwardTimer
+from sparse_refine.evaluation.peak_memory import peak_bytes
+from sparse_refine.evaluation.timing import (
+    ForwardTimer,
+    median_and_spread,
+    once,
+    speedup,
+    take_turns,
+)
 from sparse_refine.inference.loading import load_model
 from sparse_refine.modeling.building import build_model, refines
 from sparse_refine.modeling.folded_head import fold_head, unfold_head
@@ -93,7 +98,7 @@ class PartTimers:
         return measured
 
     def median(self) -> dict[str, float]:
-        return {name: statistics.median(c[name] for c in self._calls) for name in self._timers}
+        return {n: median_and_spread(c[n] for c in self._calls)[0] for n in self._timers}
 
 
 def measure(
@@ -145,7 +150,7 @@ def measure(
             "head": name[2],
             "seconds": (middle := median_and_spread(rounds[name]))[0],
             "spread": list(middle[1]),
-            "speedup": statistics.median(a / b for a, b in zip(rounds[start], rounds[name])),
+            "speedup": speedup(rounds[start], rounds[name]),
             "parts": timers[name].median(),
             "gmacs": counts[name] / 1e9,
             "peak_mb": None if peaks[name] is None else peaks[name] / 1e6,

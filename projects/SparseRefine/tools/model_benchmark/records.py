@@ -12,14 +12,10 @@ from tabulate import tabulate
 from torch import nn
 
 from sparse_refine import SparseRefine
-from sparse_refine.evaluation.benchmarking import (
-    median_and_spread,
-    once,
-    peak_bytes,
-    take_turns,
-)
 from sparse_refine.evaluation.counting import multiply_adds
+from sparse_refine.evaluation.peak_memory import peak_bytes
 from sparse_refine.evaluation.stages import STAGES, StageTimer
+from sparse_refine.evaluation.timing import median_and_spread, once, speedup, take_turns
 from sparse_refine.resampling import low_size
 
 from .arms import dense_labels, refiner_multiply_adds
@@ -76,13 +72,12 @@ def measure(
                 for call in timers[preset].seconds()[-repeats:]
             ]
             arm["stages"] = median_stages(stages, rounds[preset])
-            pairs = zip(rounds["dense_full"], rounds[preset])
             records.append(
                 {
                     "precision": precision,
                     "preset": preset,
                     "arms": {**dense, "sparse_refine": arm},
-                    "speedup": statistics.median(full / sparse for full, sparse in pairs),
+                    "speedup": speedup(rounds["dense_full"], rounds[preset]),
                     "selected_fraction": len(sites[preset]) / (size[0] * size[1]),
                 }
             )

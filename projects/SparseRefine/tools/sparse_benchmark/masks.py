@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".pgm")  # nothing lossy
+from sparse_refine.data.image_files import label_extensions, list_images
 
 
 def read_masks(paths: list[str]) -> dict[str, np.ndarray]:
@@ -25,9 +25,9 @@ def read_masks(paths: list[str]) -> dict[str, np.ndarray]:
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            found = list_images(path, label_extensions()).files
             if not found:
-                raise ValueError(f"{path}: a folder without an image ({', '.join(ENDINGS)})")
+                raise ValueError(f"{path}: a folder without an image of a lossless kind")
             files += found
         else:
             files.append(path)

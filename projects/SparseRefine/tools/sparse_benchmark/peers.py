@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparse_refine.evaluation.benchmarking import once
+from sparse_refine.evaluation.timing import once
 from sparse_refine.sites import Sites
 from sparse_refine.sparse import Pyramid, build_grid
 from sparse_refine.sparse.minkowski_engine import minkowski_available

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from sparse_refine.evaluation.benchmarking import median_and_spread, once, peak_bytes, take_turns
-from sparse_refine.storage.files import write_whole
+from sparse_refine.evaluation.peak_memory import peak_bytes
+from sparse_refine.evaluation.timing import median_and_spread, once, take_turns
+from sparse_refine.storage.files import write_text
 
 LEAST = 3  # rounds
 QUICK = 0.5  # seconds: a faster call is warmed up twice
@@ -91,8 +92,7 @@ class Recorder:
         ]
         _share_of_roofline(records)
         self.records += records
-        text = json.dumps(self.records, indent=1) + "\n"
-        write_whole(self.path, lambda path: Path(path).write_text(text))
+        write_text(self.path, json.dumps(self.records, indent=1) + "\n")
         return records
 
     def _record(self, run: Run, seconds: list[float], peak, difference) -> dict:

@@ -14,9 +14,9 @@ from sparse_refine.data import read_labels
 from sparse_refine.evaluation import SparseRefineEvaluator, predictions_of
 from sparse_refine.evaluation.budgets import BudgetSweep, one_coarse_pass
 from sparse_refine.evaluation.metrics import (
-    fold_ignore,
     iou_from_confusion,
     mean_iou,
+    remap_ignored,
     summarize,
 )
 from sparse_refine.evaluation.records import add_packed, read_records
@@ -29,15 +29,16 @@ CURVE = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1
 
 @dataclass
 class ImageResult:
-    """`coarse_miou`, `refined_miou`: percent, over the classes of this image. `mended`: pixels that
-    were wrong and are right; `spoiled`: the other way; `pixels`: with a label."""
+    """`coarse_miou`, `refined_miou`: percent, over the classes of this image. `improved`: pixels
+    that were wrong and are right; `degraded`: the other way; `pixels`: with a label. `selected`:
+    share 0..1 of the pixels."""
 
     position: int  # in the data set, from 0
     file_name: str
     coarse_miou: float
     refined_miou: float
-    mended: int
-    spoiled: int
+    improved: int
+    degraded: int
     pixels: int
     selected: float
 
@@ -47,7 +48,7 @@ class ImageResult:
 
     @property
     def net(self) -> int:
-        return self.mended - self.spoiled
+        return self.improved - self.degraded
 
     def rank(self, by: str) -> float:
         """By "miou" or "pixels"; NaN where no pixel has a label."""
@@ -99,7 +100,7 @@ def measure(
         with one_coarse_pass(model):
             outputs = model(inputs)
             evaluator.process(inputs, outputs)
-            truth = fold_ignore(
+            truth = remap_ignored(
                 read_labels(inputs[0]["sem_seg_file_name"]), num_classes, ignore_label
             )
             maps, sites = predictions_of(outputs[0], truth.shape)
@@ -107,13 +108,13 @@ def measure(
         selected = np.zeros(truth.shape, dtype=bool)
         selected.flat[sites] = True
         valid = truth < num_classes
-        wrong = [(maps[arm] != truth) & valid for arm in ("coarse", "fused")]
+        wrong = [(maps[kind] != truth) & valid for kind in ("coarse", "fused")]
         entropy = outputs[0]["refinement"].entropy.float().cpu().numpy()
         entropy_errors.add(entropy, selected, *wrong, valid)
         limits.add(entropy, maps["coarse"], truth)
         changes[inputs[0]["file_name"]] = {
-            "mended": int((wrong[0] & ~wrong[1]).sum()),
-            "spoiled": int((wrong[1] & ~wrong[0]).sum()),
+            "improved": int((wrong[0] & ~wrong[1]).sum()),
+            "degraded": int((wrong[1] & ~wrong[0]).sum()),
             "pixels": int(valid.sum()),
             "selected": len(sites) / truth.size,
         }
@@ -153,15 +154,15 @@ def _own_fraction(model: torch.nn.Module) -> float | None:
 def _coarse_confusion(records: dict[str, dict], part: str, num_classes: int) -> np.ndarray:
     total = np.zeros((num_classes, num_classes), dtype=np.int64)
     for record in records.values():
-        add_packed(total, record["arms"]["coarse"][part])
+        add_packed(total, record["predictions"]["coarse"][part])
     return total
 
 
 def _mious(record: dict, num_classes: int) -> tuple[float, float]:
     """Of one image, percent: coarse and fused."""
     mious = []
-    for arm in ("coarse", "fused"):
+    for prediction in ("coarse", "fused"):
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-        add_packed(confusion, record["arms"][arm]["all"])
+        add_packed(confusion, record["predictions"][prediction]["all"])
         mious.append(100 * mean_iou(iou_from_confusion(confusion)))
     return mious[0], mious[1]

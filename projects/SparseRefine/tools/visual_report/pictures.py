@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of one image beside its truth: a page of tiles, and the small ones of the report."""
+"""Pictures of one image beside its ground truth: a page of tiles, and the report's small ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparse_refine.evaluation import predictions_of
-from sparse_refine.visualization.panel import draw_window, fit_tile, lay_out
+from sparse_refine.visualization.layout import crop, draw_window, fit_tile, lay_out, legend_of
 from sparse_refine.visualization.pictures import (
     densest_window,
     entropy_picture,
@@ -21,14 +21,15 @@ from sparse_refine.visualization.pictures import (
 TILE = 480  # longest side of a page's tile, and of the window that is shown pixel for pixel
 THUMBNAIL = 300
 # Blue and orange: told apart by those who confuse red and green.
-MENDED, SPOILED, STILL_WRONG = (70, 150, 255), (255, 95, 30), (250, 220, 70)
+IMPROVED, DEGRADED, STILL_WRONG = (70, 150, 255), (255, 95, 30), (250, 220, 70)
 VERDICTS = [
-    ("mended: wrong before, right now", MENDED),
-    ("spoiled: right before, wrong now", SPOILED),
+    ("improved: wrong before, right after", IMPROVED),
+    ("degraded: right before, wrong after", DEGRADED),
     ("changed, still wrong", STILL_WRONG),
 ]
-FRAMES = {"mended": MENDED, "spoiled": SPOILED}
-OPAQUE = 0.6  # class colours over the image
+FRAMES = {"improved": IMPROVED, "degraded": DEGRADED}
+CAPTIONS = {"truth": "ground truth"}  # of other pictures their keys
+ALPHA = 0.6  # weight of class colours over the image
 
 
 @dataclass
@@ -37,7 +38,7 @@ class View:
 
     `pictures`: (H,W,3) uint8 RGB by title. `masks`: (H,W) bool, pixels that must not vanish when
     the picture of that title is made small. `counts`: pixels. `legend`: (class name, colour).
-    `windows`: top left corner of the TILE x TILE pixels with the most "mended" and "spoiled" ones,
+    `windows`: top left corner of the TILE x TILE pixels of which most are "improved" or "degraded",
     where there are any and the image is larger than a tile.
     """
 
@@ -61,42 +62,39 @@ def view(image: np.ndarray, output: dict, truth: np.ndarray, class_names, colors
     selected.flat[sites] = True
     entropy = output["refinement"].entropy.float().cpu().numpy()
     valid = truth < len(colors)
-    wrong = {arm: (maps[arm] != truth) & valid for arm in ("coarse", "fused")}
-    mended = wrong["coarse"] & ~wrong["fused"]
-    spoiled = wrong["fused"] & ~wrong["coarse"]
+    wrong = {kind: (maps[kind] != truth) & valid for kind in ("coarse", "fused")}
+    improved = wrong["coarse"] & ~wrong["fused"]
+    degraded = wrong["fused"] & ~wrong["coarse"]
     still = wrong["fused"] & wrong["coarse"] & (maps["fused"] != maps["coarse"])
     pictures = {
         "image": image,
-        "truth": overlay(image, truth, colors, OPAQUE),
-        "coarse": overlay(image, maps["coarse"], colors, OPAQUE),
-        "refined": overlay(image, maps["fused"], colors, OPAQUE),
-        "changes": painted(image, (mended, MENDED), (spoiled, SPOILED), (still, STILL_WRONG)),
+        "truth": overlay(image, truth, colors, ALPHA),
+        "coarse": overlay(image, maps["coarse"], colors, ALPHA),
+        "refined": overlay(image, maps["fused"], colors, ALPHA),
+        "changes": painted(image, (improved, IMPROVED), (degraded, DEGRADED), (still, STILL_WRONG)),
         "selected": selected_picture(image, selected),
         "entropy": entropy_picture(entropy, truth.shape, len(colors)),
-        "errors before": painted(image, (wrong["coarse"], SPOILED)),
-        "errors after": painted(image, (wrong["fused"], SPOILED)),
+        "errors before": painted(image, (wrong["coarse"], DEGRADED)),
+        "errors after": painted(image, (wrong["fused"], DEGRADED)),
     }
     masks = {
-        "changes": mended | spoiled | still,
+        "changes": improved | degraded | still,
         "errors before": wrong["coarse"],
         "errors after": wrong["fused"],
     }
     windows = {}
     if max(truth.shape) > TILE:
-        for name, mask in (("mended", mended), ("spoiled", spoiled)):
+        for name, mask in (("improved", improved), ("degraded", degraded)):
             if mask.any():
                 windows[name] = densest_window(mask.astype(np.float32), (TILE, TILE))
     counts = {
-        "mended": int(mended.sum()),
-        "spoiled": int(spoiled.sum()),
+        "improved": int(improved.sum()),
+        "degraded": int(degraded.sum()),
         "selected": len(sites),
         "before": int(wrong["coarse"].sum()),
         "after": int(wrong["fused"].sum()),
     }
-    found = np.bincount(np.minimum(truth, len(colors)).ravel(), minlength=len(colors) + 1)[:-1]
-    found = found + np.bincount(maps["fused"].ravel(), minlength=len(colors))
-    order = [int(index) for index in np.argsort(-found, kind="stable") if found[index]]
-    legend = [(class_names[index], tuple(colors[index])) for index in order]
+    legend = legend_of(class_names, colors, truth, maps["fused"])
     return View(pictures, masks, counts, legend, windows, math.log(len(colors)))
 
 
@@ -116,47 +114,48 @@ def page(shown: View) -> np.ndarray:
         "image": "image",
         "coarse": "coarse prediction",
         "refined": "refined prediction (SparseRefine)",
-        "truth": "truth",
+        "truth": "ground truth",
         "errors before": f"errors before: {share['before']:.2f} % of the pixels",
         "errors after": f"errors after: {share['after']:.2f} %",
         "entropy": f"entropy of the coarse one, 0 to {shown.max_entropy:.2f} nats",
         "selected": f"refined pixels: {share['selected']:.2f} %",
-        "changes": f"mended {counts['mended']:,}, spoiled {counts['spoiled']:,} pixels",
+        "changes": f"improved {counts['improved']:,}, degraded {counts['degraded']:,} pixels",
     }
-    tiles = [fit_tile(shown.pictures[key], TILE, shown.masks.get(key)) for key in titles]
+    tiles = [
+        (title, fit_tile(shown.pictures[key], TILE, shown.masks.get(key)))
+        for key, title in titles.items()
+    ]
     size = shown.pictures["image"].shape[:2]
-    for name, (top, left) in shown.windows.items():
-        for tile in tiles:
-            draw_window(tile, (top, left), (TILE, TILE), size, FRAMES[name])
-    titles = list(titles.values())
-    for name, (top, left) in shown.windows.items():
+    for name, corner in shown.windows.items():
+        for _, tile in tiles:
+            draw_window(tile, corner, (TILE, TILE), size, FRAMES[name])
+    for name, corner in shown.windows.items():
         for key in ("image", "coarse", "refined", "truth", "selected", "changes"):
-            crop = shown.pictures[key][top : top + TILE, left : left + TILE]
-            tiles.append(np.ascontiguousarray(crop))
-            titles.append(f"{key}, where most is {name} (frame)")
-    return lay_out(tiles, titles, [*VERDICTS, *shown.legend])
+            title = f"{CAPTIONS.get(key, key)}, most {name} pixels (frame)"
+            tiles.append((title, crop(shown.pictures[key], corner, (TILE, TILE))))
+    return lay_out(tiles, [*VERDICTS, *shown.legend])
 
 
 def thumbnails(shown: View, kind: str) -> dict[str, np.ndarray]:
     """Small pictures by caption: the whole image and its changes, then the window where most is
-    "mended" or "spoiled" (`kind`); of a small image all of it."""
-    window = shown.windows.get(kind)
+    "improved" or "degraded" (`kind`); of a small image all of it."""
+    corner = shown.windows.get(kind)
     size = shown.pictures["image"].shape[:2]
     results = {
         key: fit_tile(shown.pictures[key], THUMBNAIL, shown.masks.get(key))
         for key in ("image", "changes")
     }
-    top, left = window or (0, 0)
-    if window:
+    if corner is not None:
         for tile in results.values():
-            draw_window(tile, (top, left), (TILE, TILE), size, FRAMES[kind])
+            draw_window(tile, corner, (TILE, TILE), size, FRAMES[kind])
     for key in ("truth", "coarse", "refined", "changes"):
         picture, mask = shown.pictures[key], shown.masks.get(key)
-        if window:
-            picture = picture[top : top + TILE, left : left + TILE]
-            mask = mask if mask is None else mask[top : top + TILE, left : left + TILE]
+        caption = CAPTIONS.get(key, key)
+        if corner is not None:
+            picture = crop(picture, corner, (TILE, TILE))
+            mask = mask if mask is None else crop(mask, corner, (TILE, TILE))
+            caption = f"{caption}, close up"
         elif key == "changes":
             continue
-        caption = f"{key}, close up" if window else key
-        results[caption] = fit_tile(np.ascontiguousarray(picture), THUMBNAIL, mask)
+        results[caption] = fit_tile(picture, THUMBNAIL, mask)
     return results

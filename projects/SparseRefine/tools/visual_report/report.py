@@ -14,16 +14,16 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from sparse_refine.storage.files import write_whole
+from sparse_refine.storage.files import write_text
 from sparse_refine.visualization.pictures import write_picture
 
 from . import pictures, plots
 from .measure import ImageResult, Measured
 
-MARK = "report.json"  # what a folder of an earlier run is known by
+MARKER = "report.json"  # what a folder of an earlier run is known by
 RANKS = {
     "miou": "mIoU of the image, refined less coarse",
-    "pixels": "pixels mended less pixels spoiled",
+    "pixels": "pixels improved less pixels degraded",
 }
 
 
@@ -93,8 +93,8 @@ def write_report(
     )
     plots.entropy_against_error(folder / "plots" / "entropy.png", measured)
     plots.budgets(folder / "plots" / "budgets.png", measured)
-    helped = [draw_card(folder, image, show(image), "mended") for image in chosen.helped]
-    hurt = [draw_card(folder, image, show(image), "spoiled") for image in chosen.hurt]
+    helped = [draw_card(folder, image, show(image), "improved") for image in chosen.helped]
+    hurt = [draw_card(folder, image, show(image), "degraded") for image in chosen.hurt]
     html = render(
         about=about,
         r=measured.results,
@@ -111,7 +111,7 @@ def write_report(
         max_entropy=math.log(len(about.class_names)),
     )
     write_text(folder / "index.html", html)
-    write_text(folder / MARK, json.dumps(numbers(about, measured, rank_by), indent=1) + "\n")
+    write_text(folder / MARKER, json.dumps(numbers(about, measured, rank_by), indent=1) + "\n")
 
 
 def render(**values) -> str:
@@ -128,7 +128,7 @@ def render(**values) -> str:
 
 
 def draw_card(folder: Path, image: ImageResult, shown: pictures.View, kind: str) -> Card:
-    """The image's page and small pictures. `kind`: "mended" or "spoiled", what they show."""
+    """The image's page and small pictures. `kind`: "improved" or "degraded", what they show."""
     stem = f"{image.position:05d}_{file_stem(image.file_name)}"
     card = Card(image, display_name(image.file_name), f"pages/{stem}.png")
     write_picture(folder / card.page, pictures.page(shown))
@@ -149,8 +149,8 @@ def verdict(measured: Measured) -> dict[str, float]:
     return {
         "better": sum(image.gain > 0 for image in images),
         "worse": sum(image.gain < 0 for image in images),
-        "mended": sum(image.mended for image in images),
-        "spoiled": sum(image.spoiled for image in images),
+        "improved": sum(image.improved for image in images),
+        "degraded": sum(image.degraded for image in images),
         "pixels": max(1, sum(image.pixels for image in images)),
         "limit": limit["oracle_mIoU"],
         "limit_fraction": limit["fraction"],
@@ -190,10 +190,6 @@ def file_stem(file_name: str) -> str:
 def display_name(file_name: str) -> str:
     """The last part of a path as text, whatever its bytes are."""
     return os.fsencode(os.path.basename(file_name)).decode("utf-8", "replace")
-
-
-def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def _or_least(value: float) -> float:

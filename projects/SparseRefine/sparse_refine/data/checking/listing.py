@@ -7,12 +7,14 @@ are listed here, and the other pairs go on to be read.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..folders import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, files_by_stem, split_entries
+from ..folders import dataset_files, split_entries
+from ..image_files import image_extensions, label_extensions
 from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 from .findings import Finding
 
@@ -21,12 +23,14 @@ from .findings import Finding
 class Listing:
     """A data set before its files are read.
 
-    `pairs`: (image file, label file). `class_names`: None where they are unknown.
+    `pairs`: (image file, label file). `class_names`: None where they are unknown. `passed_over`: by
+    folder, the numbers of files by extension that are no images.
     """
 
     name: str
     pairs: list[tuple[str, str]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    passed_over: dict[str, Counter[str]] = field(default_factory=dict)
     class_names: list[str] | None = None
     ignore_label: int | None = 255
 
@@ -82,16 +86,22 @@ def list_folder(
     def found(kind: str, message: str, *files) -> None:
         listing.findings.append(Finding(kind, message, tuple(map(str, files))))
 
+    folders = {"image": Path(image_dir), "label": Path(label_dir)}
     files = {}
-    for what, folder in (("image", Path(image_dir)), ("label", Path(label_dir))):
+    for kind, folder in folders.items():
         try:
-            files[what] = files_by_stem(name, what, folder, IMAGE_EXTENSIONS, "")
+            files[kind] = dataset_files(name, kind, folder, image_extensions())
         except FileNotFoundError as error:
             found("listing", str(error), folder)
     if len(files) < 2:
         return listing
-    images = files["image"]
-    labels = {stem: _label_maps(paths) for stem, paths in files["label"].items()}
+    for kind, folder in folders.items():
+        listing.passed_over[str(folder)] = files[kind].passed_over
+    images, lossless = files["image"].by_stem(), label_extensions()
+    labels = {
+        stem: [path for path in paths if path.suffix.lower() in lossless] or paths
+        for stem, paths in files["label"].by_stem().items()
+    }
 
     stems = sorted(images) if split_file is None else _stems(listing, Path(split_file), images)
     example = next(iter(labels.values()))[0].name
@@ -102,8 +112,8 @@ def list_folder(
                 found("duplicate name", f"{listed} are {what} files of one name", *paths)
         if stem not in labels:
             message = (
-                f"{images[stem][0]} has no labels: looked for {stem}"
-                f"({'|'.join(LABEL_EXTENSIONS)}) in {label_dir}, which holds {example}, say"
+                f"{images[stem][0]} has no labels: looked for {stem}.png or another lossless kind "
+                f"in {label_dir}, which holds {example}, say"
             )
             found("missing", message, images[stem][0])
         elif len(images[stem]) == len(labels[stem]) == 1:
@@ -115,15 +125,11 @@ def list_folder(
     return listing
 
 
-def _label_maps(paths: list[Path]) -> list[Path]:
-    return [path for path in paths if path.suffix.lower() in LABEL_EXTENSIONS] or paths
-
-
 def _stems(listing: Listing, split_file: Path, images: dict[str, list[Path]]) -> list[str]:
     """The stems that a split file lists and that have an image, each once."""
     try:
         entries = list(split_entries(split_file, images))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         message = f"split file {split_file} cannot be read: {error}"
         listing.findings.append(Finding("listing", message, (str(split_file),)))
         return []

@@ -9,14 +9,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from ..reading import (
-    check_labels,
-    check_same_size,
-    read_image,
-    read_labels,
-    read_orientation,
-    read_size,
-)
+from ..label_checks import check_labels, check_same_size
+from ..reading import read_image, read_labels, read_orientation, read_size
 from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 from .findings import Finding
 

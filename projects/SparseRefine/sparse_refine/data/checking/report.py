@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
+from ..image_files import described
 from .dataset import DatasetCheck
 from .findings import KINDS, Finding
 from .pair import CheckedPair
@@ -20,6 +21,11 @@ def dataset_table(check: DatasetCheck) -> str:
     """A data set's size and classes, for people."""
     read = [pair for pair in check.pairs if pair.size]
     lines = [f"{_printable(check.listing.name)}: {len(check.pairs)} pairs of image and labels"]
+    lines += [
+        _printable(f"  files passed over in {folder}: {described(passed_over)}")
+        for folder, passed_over in check.listing.passed_over.items()
+        if passed_over
+    ]
     if read:
         sizes = Counter(pair.size for pair in read).most_common()
         shown = ", ".join(f"{w} x {h} ({n})" for (h, w), n in sizes[:4])
@@ -103,6 +109,7 @@ def record(checks: list[DatasetCheck], findings: list[Finding]) -> dict:
                     }
                     for value, pixels in sorted(check.pixels.items())
                 ],
+                "passed_over": {f: dict(n) for f, n in check.listing.passed_over.items()},
                 "pairs": [_pair(pair) for pair in check.pairs],
             }
             for check in checks

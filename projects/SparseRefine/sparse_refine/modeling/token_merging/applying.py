@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets of token merging, and how a model gets and loses it."""
+"""Presets and keys of token merging, and how it is applied to a model and removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from . import families
 from .attention import StageMerging
-from .families import Grid, is_patch_embedding, merged_forward, noting_forward
+from .families import Grid, is_patch_embedding, merged_forward, recording_forward
 from .matching import Merge
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ _PLAIN_STAGE = 2  # a plain ViT has one stage, of stride 16
 
 
 def apply_token_merging(model: nn.Module, settings: str | Sequence[StageMerging]) -> nn.Module:
-    """Merge tokens in every attention of `model`, in place, from now on; `model` is returned.
+    """Merge tokens in every attention of `model` from now on, in place; returns `model`.
 
-    Parameters and their names stay as they are. Merging works in evaluation and in training, where
-    gradients reach all merged tokens. It replaces what was applied before.
+    Parameters and their names stay as they are. Works in evaluation and in training, where
+    gradients reach all merged tokens. Replaces what was applied before.
 
     Args:
         model: SegFormer, PVT, ViT, DeiT or DPT of transformers, MixTransformer of this project, or
@@ -72,21 +72,21 @@ def apply_token_merging(model: nn.Module, settings: str | Sequence[StageMerging]
     settings = _for_stages(settings, stages)
     remove_token_merging(model)
     grid = Grid()
-    # Attributes of the instances go before the methods of their classes. Partials, because these
-    # are copied and pickled together with the module that they name.
+    # `forward` as an attribute of the instance hides the class's. Partials, because they are copied
+    # and pickled together with the module that they name.
     for blocks, how in zip(stages.values(), settings):
         for module in blocks:
             module.forward = functools.partial(merged_forward(module), module, how, grid)
     for name, module in model.named_modules():
         if is_patch_embedding(name, module):
-            module.forward = functools.partial(noting_forward, module, grid)
+            module.forward = functools.partial(recording_forward, module, grid)
     counts = [len(blocks) for blocks in stages.values()]
     logger.info(f"Tokens merged in stages of {counts} blocks: {settings}")
     return model
 
 
 def remove_token_merging(model: nn.Module) -> nn.Module:
-    """Undo `apply_token_merging`, in place; `model` is returned. Without it, nothing happens."""
+    """Undo `apply_token_merging` where it was called, in place; returns `model`."""
     for module in model.modules():
         own = vars(module).get("forward")
         if isinstance(own, functools.partial) and own.func.__module__ == families.__name__:
@@ -95,7 +95,7 @@ def remove_token_merging(model: nn.Module) -> nn.Module:
 
 
 def apply_configured(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """Do as MODEL.TOKEN_MERGING says; `model` is returned.
+    """`apply_token_merging` as MODEL.TOKEN_MERGING says, if it does; returns `model`.
 
     Raises:
         ValueError: see `apply_token_merging`; PRESET and STAGES at once, or an impossible entry.
@@ -124,6 +124,7 @@ def attention_stages(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def _for_stages(settings, stages: dict[str, list[nn.Module]]) -> Sequence[StageMerging]:
+    """A setting for each of the model's stages; see `apply_token_merging`."""
     if not stages:
         raise ValueError(
             "MODEL.TOKEN_MERGING: the model has no attention whose tokens can be merged. Known are "
@@ -159,6 +160,7 @@ def _stage(number: int, entry) -> StageMerging:
 
 
 def _merge(entry, key: str) -> Merge:
+    """From {cell: [rows, columns], rate: ..., reach: ...}."""
     values = _fields(Merge, entry, key)
     if "cell" not in values:
         raise ValueError(f"{key} is {dict(entry)}: it needs 'cell', [rows, columns]")
@@ -170,7 +172,8 @@ def _merge(entry, key: str) -> Merge:
 
 
 def _fields(kind: type, entry, key: str) -> dict:
+    """`entry`, checked to be a mapping of fields of the dataclass `kind`."""
     known = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(entry, dict) or set(entry) - set(known):
-        raise ValueError(f"{key} is {entry}: a mapping of {', '.join(known)}, each at will")
+        raise ValueError(f"{key} is {entry}: a mapping of {', '.join(known)}, each optional")
     return entry

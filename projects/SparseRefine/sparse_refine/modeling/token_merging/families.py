@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each library writes the attention whose tokens are merged: its `forward`, and its layers.
+"""The attention modules whose tokens can be merged: how their `forward` is called, their layers.
 
-Known are MiT of this project, and of transformers SegFormer, PVT, ViT, DeiT and DPT: they attend to
-all of a map, and add nothing to the products as BEiT and Swin do.
+Known are MiT of this project, and of transformers SegFormer, PVT, ViT, DeiT and DPT. They attend to
+all of a map, and have no position bias or windows as BEiT and Swin have.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import nn
 from ..mix_transformer import ReducedAttention
 from .attention import Parts, StageMerging, attend
 
-_SPATIAL = ("SegformerAttention", "PvtAttention")  # told the size of their map
+_SPATIAL = ("SegformerAttention", "PvtAttention")  # called with the size of their map
 _PLAIN = ("ViTAttention", "DeiTAttention", "DPTViTAttention")
 
 
 class Grid:
-    """The size of the map that a plain ViT is at work on: its blocks see a row of tokens alone."""
+    """The size (h,w) of the map of a plain ViT's current call: its blocks get a row of tokens."""
 
     def __init__(self):
         self.size = (0, 0)
 
 
 def merged_forward(module: nn.Module) -> Callable | None:
-    """What stands for the `forward` of an attention module, to be called as `(module, how, grid,
-    ...)` with the arguments of that `forward`. None for other modules."""
+    """The function that replaces the `forward` of an attention module, called as (module, how,
+    grid, *arguments of that `forward`). None for other modules."""
     if isinstance(module, ReducedAttention):
         return _own_forward
     name = type(module).__name__
@@ -41,13 +41,12 @@ def merged_forward(module: nn.Module) -> Callable | None:
 
 
 def is_patch_embedding(name: str, module: nn.Module) -> bool:
-    """Whether `module`, called `name` in its model, is the convolution that makes patches of a
-    plain ViT's image."""
+    """Whether `module`, called `name` in its model, is the patch embedding of a plain ViT."""
     return name.endswith("patch_embeddings.projection") and isinstance(module, nn.Conv2d)
 
 
-def noting_forward(embed: nn.Conv2d, grid: Grid, images: torch.Tensor) -> torch.Tensor:
-    """Stands for the `forward` of that convolution: notes the size of its map in `grid`."""
+def recording_forward(embed: nn.Conv2d, grid: Grid, images: torch.Tensor) -> torch.Tensor:
+    """Replaces the `forward` of a patch embedding: keeps the size of its map in `grid`."""
     output = type(embed).forward(embed, images)
     grid.size = tuple(output.shape[-2:])
     return output
@@ -86,7 +85,8 @@ def _plain_forward(
 
 
 def _parts(module: nn.Module) -> Parts:
-    """Of transformers: one module since version 5; before it, and in PVT and DPT, two in it."""
+    """The layers of a module of transformers: in one module since version 5; before that, and in
+    PVT and DPT, in two."""
     if hasattr(module, "q_proj"):
         reduction = getattr(module, "sequence_reduction", None)
         return Parts(

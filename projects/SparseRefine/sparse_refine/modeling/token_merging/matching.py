@@ -2,10 +2,10 @@
 """Which tokens of a map become one: bipartite soft matching on a grid, and pooling.
 
 The matching is Bolya and Hoffman's for images (arXiv 2303.17604, section 4), as SegFormer++ uses it
-(Kienzle et al., arXiv 2405.14467): without chance, and anew in every block.
+(Kienzle et al., arXiv 2405.14467): without random choices, and done again in every block.
 
-Shapes: B images, a map of (h,w) = N tokens of C numbers, in raster order after P leading tokens
-that are not on the grid (a class token) and stay as they are; M tokens are left.
+Shapes: B images; P leading tokens that are not on the map (a class token) and stay as they are,
+then the N = h w tokens of a map (h,w) in raster order; C channels; M tokens are left of the N.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-_STRIP = 1 << 18  # similarities that are held at once, at least a row of cells: they stay in cache
+_STRIP = 1 << 18  # similarities computed at once, at least a row of cells: they stay in cache
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Merge:
         cell: (rows, columns) of the grid's cells, in tokens.
         rate: None averages each cell, partial ones at the bottom and right included. Else the top
             left token of each whole cell is a destination, all others are sources, and the
-            int(N * rate) sources that are most alike to one (at most all of them) are merged into
-            it; 0 merges nothing. 0 <= rate <= 1.
+            int(N * rate) sources most similar to a destination (at most all sources) are merged
+            into it; 0 merges nothing. 0 <= rate <= 1.
         reach: how many cells away the destinations are that a source is compared with: 1 for those
             of the 3 x 3 cells around it. None, the paper's way, for all of the map.
 
@@ -62,8 +62,8 @@ class Merge:
 
 @dataclass(frozen=True)
 class Groups:
-    """Tokens that become one: `index` (B or 1, P+N) int64, the group of each token; `count` of
-    groups. None in place of it stands for "each its own"."""
+    """Tokens that become one: `index` (B or 1, P+N) int64, the group of each token; `count`, the
+    number of groups, P+M."""
 
     index: torch.Tensor
     count: int
@@ -73,7 +73,7 @@ class Groups:
         images, _, channels = tokens.shape
         index = self._of_batch(images).flatten()
         order = index.argsort(stable=True)
-        # a bag is summed in one pass over its rows, in cache and without collisions
+        # embedding_bag sums each group in one pass over its rows, without collisions
         starts = torch.searchsorted(
             index[order], torch.arange(images * self.count, device=index.device)
         )
@@ -81,12 +81,12 @@ class Groups:
         return means.view(images, self.count, channels)
 
     def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B,P+M,C) -> (B,P+N,C), to each token a copy of its group's."""
+        """(B,P+M,C) -> (B,P+N,C): each token gets a copy of its group's."""
         images, _, channels = tokens.shape
         return F.embedding(self._of_batch(images), tokens.reshape(-1, channels))
 
     def _of_batch(self, images: int) -> torch.Tensor:
-        """(B,P+N), counted on from one image to the next."""
+        """(B,P+N) `index` with numbers that run through the batch, 0 .. B count - 1."""
         first = torch.arange(images, device=self.index.device)[:, None] * self.count
         return self.index + first
 
@@ -104,9 +104,9 @@ def find_groups(tokens: torch.Tensor, size: tuple[int, int], how: Merge | None) 
     if how.rate is None:
         index = _cell_index(size, how.cell, tokens.device)
     else:
-        # bfloat16 would tell 128 similarities apart from 0.5 to 1, and of equals the first win
+        # in float32: from 0.5 to 1 bfloat16 has 128 values, and of equals the first ones win
         with torch.autocast(tokens.device.type, enabled=False):
-            unit = F.normalize(tokens[:, leading:].float(), dim=2)
+            unit = F.normalize(tokens[:, leading:].float(), dim=2)  # (B,N,C)
             best, target = nearest_destinations(unit, size, how.cell, how.reach)
         index = _matched_index(best, target, count - how.left(size))
     if leading:
@@ -118,16 +118,16 @@ def find_groups(tokens: torch.Tensor, size: tuple[int, int], how: Merge | None) 
 def nearest_destinations(
     unit: torch.Tensor, size: tuple[int, int], cell: tuple[int, int], reach: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each of the unit vectors (B,N,C) the largest cosine to a destination, (B,N), and that
-    destination's place among the N, (B,N) int64. A destination's own cosine is -inf.
+    """For each of the unit vectors (B,N,C) the largest cosine to a destination, (B,N), and the
+    index of that destination among the N, (B,N) int64. For destinations the cosine is -inf.
 
     Tokens beyond the whole cells count to the last cell of their row and column.
     """
     (height, width), (rows, columns) = size, cell
     down, across = height // rows, width // columns
     device = unit.device
-    grid = unit.unflatten(1, (height, width))
-    destinations = grid[:, : down * rows : rows, : across * columns : columns]
+    grid = unit.unflatten(1, (height, width))  # (B,h,w,C)
+    destinations = grid[:, : down * rows : rows, : across * columns : columns]  # (B,down,across,C)
     places = torch.arange(down, device=device)[:, None] * (rows * width)
     places = places + torch.arange(across, device=device) * columns  # (down, across)
     if reach is None:
@@ -142,6 +142,7 @@ def nearest_destinations(
         end = height if start + step >= down else (start + step) * rows
         first, last = (0, down) if reach is None else (max(0, start - reach), start + reach + 1)
         strip = grid[:, start * rows : end].flatten(1, 2)
+        # (B, tokens of the strip, destinations in reach)
         similarity = strip @ destinations[:, first:last].flatten(1, 2).transpose(1, 2)
         if reach is not None:
             by_column = similarity.view(len(unit), -1, width, similarity.shape[2] // across, across)
@@ -155,8 +156,8 @@ def nearest_destinations(
 
 
 def _matched_index(best: torch.Tensor, target: torch.Tensor, merged: int) -> torch.Tensor:
-    """(B,N) groups in the order of the tokens that stay: the `merged` first of `best` go to their
-    targets; of equals the first."""
+    """(B,N) the group of each token, numbered in the order of the tokens that stay. The `merged`
+    tokens of highest `best`, of equals the first, join their targets."""
     gone = best.sort(dim=1, descending=True, stable=True).indices[:, :merged]
     stays = torch.ones_like(best, dtype=torch.bool).scatter_(1, gone, 0)
     own = torch.arange(best.shape[1], device=best.device)
@@ -165,7 +166,7 @@ def _matched_index(best: torch.Tensor, target: torch.Tensor, merged: int) -> tor
 
 
 def _cell_index(size: tuple[int, int], cell: tuple[int, int], device) -> torch.Tensor:
-    """(1,N) the cell of each token."""
+    """(1,N) the cell of each token, in raster order of cells."""
     rows = torch.arange(size[0], device=device) // cell[0]
     columns = torch.arange(size[1], device=device) // cell[1]
     return (rows[:, None] * math.ceil(size[1] / cell[1]) + columns).view(1, -1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether Triton's kernels serve for a tensor.
+"""Where Triton's kernels can be used.
 
-Triton comes with PyTorch's builds for Linux. Where it is not or does not work, on older GPUs and in
-double precision a GPU gathers and multiplies as a CPU does; with the environment variable
-SPARSE_REFINE_TRITON=0 everywhere.
+Triton comes with PyTorch's builds for Linux. Where it is missing or does not work, on older GPUs
+and in double precision a GPU gathers and multiplies as a CPU does; with the environment variable
+SPARSE_REFINE_TRITON=0 on every GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def kernels_for(features: torch.Tensor):
-    """The module `triton_kernels` where it can compute with these features, else None."""
+    """The module `triton_launch` where its kernels can compute with these features, else None."""
     if features.device.type != "cuda" or features.dtype not in _TYPES:
         return None
     return _kernels(features.device.index)
@@ -39,9 +39,9 @@ def _kernels(device: int):
         version = triton.__version__
         if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
             raise ImportError(f"its version is {version}: 3.3 is needed, which torch 2.7 brings")
-        from . import triton_kernels
+        from . import triton_launch
 
-        triton_kernels.try_one(device)
+        triton_launch.try_one(device)
     except Exception as error:  # of any kind: Triton looks for a C compiler, writes to disk ...
         logger.warning(
             "Sparse convolutions run several times slower on this GPU than they could: Triton does "
@@ -50,4 +50,4 @@ def _kernels(device: int):
             "SPARSE_REFINE_TRITON=0 in the environment does without it, and without this line."
         )
         return None
-    return triton_kernels
+    return triton_launch
