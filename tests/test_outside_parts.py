@@ -281,7 +281,13 @@ def test_a_subclass_is_what_it_is_a_subclass_of(folder, output, monkeypatch):
         assert refines(cfg)
         trainer = train(cfg)
         assert type(trainer.model).__name__ == name
-        cfg = cfg_of(folder, f"{name}_{output}", *options, "MODEL.WEIGHTS", weights(folder, f"{name}_{output}"))
+        cfg = cfg_of(
+            folder,
+            f"{name}_{output}",
+            *options,
+            "MODEL.WEIGHTS",
+            weights(folder, f"{name}_{output}"),
+        )
         results = Trainer.test(cfg, load_model(cfg))
         predictor = SparseRefinePredictor(cfg)
         assert predictor.refines
@@ -302,8 +308,11 @@ def test_a_subclass_is_what_it_is_a_subclass_of(folder, output, monkeypatch):
     measured = {k: v for k, v in own["results"]["sparse_refine"].items() if "seconds" not in k}
     assert measured == {k: ours["results"]["sparse_refine"][k] for k in measured}
     assert {"coarse/mIoU", "refined/mIoU", "selected_fraction"} <= set(measured)
-    inputs = {keys for name, training, keys in map(lambda s: (s[0], s[1], tuple(s[2])), seen)
-              if training and name == "OwnRefine"}
+    inputs = {
+        keys
+        for name, training, keys in map(lambda s: (s[0], s[1], tuple(s[2])), seen)
+        if training and name == "OwnRefine"
+    }
     assert all({"context", "crop", "image", "sem_seg"} <= set(keys) for keys in inputs) and inputs
 
 

@@ -154,21 +154,14 @@ def mask2former():
         pytest.skip("Mask2Former is on no path: a checkout on PYTHONPATH, or maskformer2==0.1")
     cfg = load_config(
         str(CONFIGS / "cityscapes" / "mask2former_t.yaml"),
-        # fmt: off
         [
-            "MODEL.DEVICE",
-            "cpu",
-            "MODEL.SWIN.DEPTHS",
-            [1, 1, 2, 1],
-            "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
-            2,
-            "MODEL.MASK_FORMER.DEC_LAYERS",
-            3,  # one more than layers
-            "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-            7,
+            "MODEL.DEVICE", "cpu",
+            "MODEL.SWIN.DEPTHS", [1, 1, 2, 1],
+            "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 2,
+            "MODEL.MASK_FORMER.DEC_LAYERS", 3,  # one more than layers
+            "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 7,
         ],
-        # fmt: on
-    )
+    )  # fmt: skip
     return build_base(cfg).eval()
 
 

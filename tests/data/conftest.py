@@ -11,6 +11,8 @@ from PIL import Image
 
 from sparse_refine.data import register_image_label_folder
 
+from .pairs import Folder
+
 
 @pytest.fixture
 def catalogs():
@@ -47,3 +49,24 @@ def register():
         register_image_label_folder("mine", *folders, **options)
 
     return registered
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(image, labels) -> dataset dict."""
+
+    def write(image, labels, seed=0):
+        Image.fromarray(image).save(tmp_path / "image.png")
+        Image.fromarray(labels).save(tmp_path / "label.png")
+        return {
+            "file_name": str(tmp_path / "image.png"),
+            "sem_seg_file_name": str(tmp_path / "label.png"),
+            "seed": seed,
+        }
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "set")

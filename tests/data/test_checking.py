@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from sparse_refine.data import register_image_label_folder
 from sparse_refine.data.checking import (
@@ -23,58 +22,7 @@ from sparse_refine.data.checking import (
     shared_images,
 )
 
-SIZE = (30, 40)
-ORIENTATION = 0x0112
-
-
-def photograph(seed: int = 0, size: tuple[int, int] = SIZE):
-    """(image, labels): bright blobs of class 1 on dark ground, at random places."""
-    random = np.random.default_rng(seed)
-    blocks = random.random((size[0] // 5, size[1] // 5)) < 0.3
-    labels = blocks.astype(np.uint8).repeat(5, 0).repeat(5, 1)
-    image = 40 + 160 * labels[..., None] + random.integers(0, 20, (*size, 3))
-    return image.astype(np.uint8), labels
-
-
-class Folder:
-    """A data set's folder with pairs named 0, 1, ...; the tests spoil it."""
-
-    def __init__(self, root: Path, count: int = 2, first: int = 0):
-        self.images, self.labels = root / "images", root / "labels"
-        for folder in (self.images, self.labels):
-            folder.mkdir(parents=True)
-        for index in range(count):
-            image, labels = photograph(first + index)
-            self.put(f"{index}.png", image, labels)
-
-    def put(self, name: str, image=None, labels=None, **options) -> None:
-        if image is not None:
-            Image.fromarray(image).save(self.images / name, **options)
-        if labels is not None:
-            Image.fromarray(labels).save((self.labels / name).with_suffix(".png"))
-
-    def check(self, classes=2, ignore=255, split=None, workers=1):
-        listing = list_folder("here", self.images, self.labels, split)
-        return check_dataset(listing, classes, ignore, workers)
-
-    def found(self, **options) -> dict[str, str]:
-        """Messages by kind; one of each is expected."""
-        findings = self.check(**options).findings
-        kinds = [finding.kind for finding in findings]
-        assert len(set(kinds)) == len(kinds), findings
-        assert set(kinds) <= set(KINDS)
-        return {finding.kind: finding.message for finding in findings}
-
-
-@pytest.fixture
-def folder(tmp_path) -> Folder:
-    return Folder(tmp_path / "set")
-
-
-def with_exif(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
+from .pairs import SIZE, Folder, photograph
 
 
 def test_nothing_wrong(folder):
@@ -158,92 +106,6 @@ def test_a_decoder_that_raises_anything(folder, monkeypatch):
     messages = [finding.message for finding in folder.check().findings]
     assert len(messages) == 2
     assert "0.png: ZeroDivisionError: in the decoder" in messages[0]
-
-
-def test_formats_that_are_no_labels(folder):
-    image, labels = photograph()
-    (folder.labels / "0.png").unlink()
-    Image.fromarray(labels).save(folder.labels / "0.jpg")
-    assert "a JPEG does not keep class ids" in folder.found()["label format"]
-    (folder.labels / "0.jpg").unlink()
-    colors = np.array([[0, 0, 0], [200, 10, 10]], np.uint8)[labels]
-    Image.fromarray(colors).save(folder.labels / "0.png")
-    assert "look like colours" in folder.found()["label format"]
-
-
-def test_sizes_that_differ(folder):
-    image, labels = photograph()
-    folder.put("0.png", None, labels[:-1])
-    found = folder.found()["size mismatch"]
-    assert "40 x 29" in found and "40 x 30" in found and "times" not in found
-    folder.put("0.png", None, np.ascontiguousarray(labels[::2, ::2]))
-    assert "the labels are the image's size times 0.5" in folder.found()["size mismatch"]
-
-
-def test_exif_that_turns_by_90_degrees_is_named(folder):
-    image, labels = photograph(5)
-    stored = np.rot90(image)  # orientation 6 is shown turned clockwise: as `image` is
-    folder.put("2.jpg", stored, labels, exif=with_exif(6), quality=95)
-    assert folder.found() == {}
-    folder.put("2.jpg", None, np.ascontiguousarray(np.rot90(labels)))
-    message = folder.found()["size mismatch"]
-    assert "EXIF orientation is 6" in message and "turned by 90 degrees they would fit" in message
-
-
-@pytest.mark.parametrize("orientation, turn", [(2, np.fliplr), (3, np.rot90), (4, np.flipud)])
-def test_labels_of_the_unturned_image(folder, orientation, turn):
-    image, labels = photograph(5, (200, 300))
-    stored = turn(image, 2) if turn is np.rot90 else turn(image)
-    turned_labels = turn(labels, 2) if turn is np.rot90 else turn(labels)
-    folder.put("2.jpg", np.ascontiguousarray(stored), labels, exif=with_exif(orientation))
-    assert folder.found() == {}
-    folder.put("2.jpg", None, np.ascontiguousarray(turned_labels))
-    found = folder.found()
-    assert set(found) == {"turned labels"}
-    assert f"orientation {orientation}" in found["turned labels"]
-    assert not folder.check().findings[0].is_fault
-
-
-def test_labels_out_of_range(folder):
-    labels = photograph()[1]
-    labels[0, :3] = 7
-    labels[1, :2] = 9
-    folder.put("0.png", None, labels)
-    message = folder.found()["out of range"]
-    assert "label 7, 9 (first at x 0, y 0) is not one of 0..1" in message
-    assert "Pixels: 7: 3, 9: 2; 0.417 % of the map" in message
-    assert folder.found(classes=None) == {}
-    assert folder.found(classes=8, ignore=9) == {}
-
-
-def test_values_without_end(folder):
-    labels = np.arange(60 * 50, dtype=np.uint16).reshape(60, 50)
-    folder.put("0.png", np.zeros((60, 50, 3), np.uint8), labels)
-    check = folder.check()
-    assert len(check.pairs[0].counts) == 1000
-    assert "2989 values more" in check.findings[0].message
-
-
-def test_labels_that_count_from_one(folder):
-    for index in range(2):
-        folder.put(f"{index}.png", None, photograph(index)[1] + 1)
-    findings = folder.check().findings
-    assert [f.kind for f in findings] == ["out of range"] * 2 + ["labels count from one"]
-    assert "REDUCE_ZERO_LABEL" in findings[-1].message
-
-
-def test_masks_whose_foreground_is_ignored(folder):
-    for index in range(2):
-        folder.put(f"{index}.png", None, photograph(index)[1] * 255)
-    assert "every pixel is 0 or 255, and 255 is ignored" in folder.found()["one class"]
-    assert folder.found(ignore=254, classes=256) == {}
-
-
-def test_maps_without_labels(folder):
-    folder.put("0.png", None, np.full(SIZE, 255, np.uint8))
-    check = folder.check()
-    assert [(f.kind, f.is_fault) for f in check.findings] == [("empty labels", False)]
-    assert folder.found(ignore=254, classes=256) == {}
 
 
 def test_one_image_under_two_names(folder, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from sparse_refine.data import datasets, reading, synthetic
+from sparse_refine.data import check_labels, datasets, reading, synthetic
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -115,5 +115,5 @@ def test_real_data(datasets_root, name, count, size):
     for found in dicts[:: max(count // 5, 1)]:
         labels = reading.read_labels(found["sem_seg_file_name"])
         assert labels.shape == size
-        reading.check_labels(labels, classes, 255, found["sem_seg_file_name"])
+        check_labels(labels, classes, 255, found["sem_seg_file_name"])
     assert len({d["file_name"] for d in dicts}) == count

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from sparse_refine import add_sparse_refine_config
-from sparse_refine.data import reading, register_folders
+from sparse_refine.data import check_labels, reading, register_folders
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -38,7 +38,7 @@ def test_reduce_zero_label_are_shifted_for_every_reader(tmp_path, reduce_zero_la
     assert detection_utils.read_image(name).tolist() == expected  # Detectron2's own
     assert PathManager.isfile(name) and not PathManager.exists(name + "x")
     with pytest.raises(ValueError, match=r"labels/a.png: label 254 .*not one of 0..2 or 255"):
-        reading.check_labels(np.array(expected), 3, 255, name)
+        check_labels(np.array(expected), 3, 255, name)
     with pytest.raises(ValueError, match="\"rb\" only, not 'w'"):
         PathManager.open(name, "w")
 

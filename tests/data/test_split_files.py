@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sparse_refine.data.checking import list_folder
 
@@ -49,5 +49,6 @@ def test_an_encoding_that_cannot_be_told_is_named(tmp_path, register):
         with pytest.raises(ValueError, match=f"{path} {message}"):
             listed(path, register)
         DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
         (finding,) = list_folder("x", *FOLDERS, path).findings
         assert finding.kind == "listing" and str(path) in finding.message

@@ -20,6 +20,8 @@ from sparse_refine.resampling import downsample, low_size
 from sparse_refine.storage.weights import save_weights
 from sparse_refine.training.trainer import Trainer
 
+from .label_maps import register
+
 TRAIN_NET = Path(__file__).resolve().parents[2] / "projects" / "SparseRefine" / "train_net.py"
 SCALE = 0.5
 
@@ -124,3 +126,20 @@ def eval_only(make_cfg, tmp_path, quiet_logs, monkeypatch):
         return module.main(default_argument_parser().parse_args(given))
 
     return run
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """dataset(truths) -> name and dicts of a data set of those label maps."""
+    names = []
+
+    def make(truths):
+        names.append(f"{tmp_path.name}_{len(names)}")
+        folder = tmp_path / names[-1]
+        folder.mkdir()
+        return names[-1], register(names[-1], folder, truths)
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

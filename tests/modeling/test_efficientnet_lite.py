@@ -96,25 +96,15 @@ def test_a_missing_package_says_what_to_install(monkeypatch, module, message):
 
 def dense_cfg(make_cfg):
     return make_cfg(
-        # fmt: off
-        "MODEL.META_ARCHITECTURE",
-        "SemanticSegmentor",
-        "MODEL.BACKBONE.NAME",
-        "build_efficientnet_lite_fpn_backbone",
-        "MODEL.EFFICIENTNET_LITE.PRETRAINED",
-        False,
-        "MODEL.FPN.IN_FEATURES",
-        ["res2", "res3", "res4", "res5"],
-        "MODEL.FPN.OUT_CHANNELS",
-        16,
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES",
-        ["p2", "p3", "p4", "p5"],
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-        16,
-        "MODEL.SEM_SEG_HEAD.NORM",
-        "BN",
-        # fmt: on
-    )
+        "MODEL.META_ARCHITECTURE", "SemanticSegmentor",
+        "MODEL.BACKBONE.NAME", "build_efficientnet_lite_fpn_backbone",
+        "MODEL.EFFICIENTNET_LITE.PRETRAINED", False,
+        "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS", 16,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16,
+        "MODEL.SEM_SEG_HEAD.NORM", "BN",
+    )  # fmt: skip
 
 
 def test_under_an_fpn(make_cfg):

@@ -92,8 +92,8 @@ def test_height_and_width_of_the_input_are_honoured():
 @pytest.mark.parametrize(
     "returned, named",
     [
-        (lambda x: {"logits": x}, "NoneType"),
-        (lambda x: [x], "list"),
+        (lambda x: {"logits": x}, r"a dict of \['logits'\]"),
+        (lambda x: [x], "a list of 1"),
         (lambda x: x.argmax(1), r"\(1, 4, 5\)"),
     ],
 )
@@ -236,7 +236,7 @@ def test_labels_are_padded_as_images_are():
     ]
     loss = model(items)["loss_sem_seg"]
     logits = torch.cat(
-        [model.module(item["image"].float()[None]).flatten(2)[0] for item in items], dim=1
+        [model.network(item["image"].float()[None]).flatten(2)[0] for item in items], dim=1
     )
     expected = F.cross_entropy(logits.t(), torch.ones(5 * 9 + 64, dtype=torch.int64))
     assert torch.allclose(loss, expected, rtol=1e-4)

@@ -31,24 +31,16 @@ def timm_cfg(make_cfg, *options):
     cfg = make_cfg()
     add_deeplab_config(cfg)
     cfg.merge_from_list(
-        # fmt: off
         [
-            "MODEL.META_ARCHITECTURE",
-            "SemanticSegmentor",
-            "MODEL.BACKBONE.NAME",
-            "build_timm_backbone",
-            "MODEL.TIMM.NAME",
-            "resnet18",
-            "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-            16,
-            "MODEL.SEM_SEG_HEAD.NORM",
-            "BN",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
-            ["res2", "res3", "res4", "res5"],
+            "MODEL.META_ARCHITECTURE", "SemanticSegmentor",
+            "MODEL.BACKBONE.NAME", "build_timm_backbone",
+            "MODEL.TIMM.NAME", "resnet18",
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16,
+            "MODEL.SEM_SEG_HEAD.NORM", "BN",
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"],
             *options,
         ]
-        # fmt: on
-    )
+    )  # fmt: skip
     return cfg
 
 

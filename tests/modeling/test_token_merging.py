@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token merging in models: every family, nothing at rate 0, what presets change and save, yaml."""
+"""Token merging in models: every family, nothing at rate 0, what presets change and save."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_refine import HuggingFaceSegmentor, SparseRefine
+from sparse_refine import HuggingFaceSegmentor
 from sparse_refine.evaluation.counting import multiply_adds
 from sparse_refine.modeling import MixTransformer
 from sparse_refine.modeling.token_merging import (
@@ -22,68 +22,10 @@ from sparse_refine.modeling.token_merging import (
 )
 from sparse_refine.modeling.token_merging.applying import attention_stages
 from sparse_refine.modeling.token_merging.matching import find_groups
-from sparse_refine.training.trainer import Trainer
 
-transformers = pytest.importorskip("transformers")
+from .merging import FAMILIES, K, mit, segformer, vit
 
-K = 3
-WIDTHS = {"depths": [1, 2, 2, 1], "hidden_sizes": [8, 16, 20, 32]}
-HEADS = [1, 2, 2, 4]
-SEGFORMER = {**WIDTHS, "num_attention_heads": HEADS, "decoder_hidden_size": 16, "num_labels": K}
-VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "image_size": 128,
-    "patch_size": 16,
-}
 SIZE = (128, 128)
-
-
-def segformer(**options):
-    config = transformers.SegformerConfig(**{**SEGFORMER, **options})
-    return transformers.SegformerForSemanticSegmentation(config)
-
-
-def pvt(**options):
-    return transformers.PvtModel(
-        transformers.PvtConfig(image_size=128, num_attention_heads=HEADS, **WIDTHS, **options)
-    )
-
-
-def vit(**options):
-    return transformers.ViTModel(transformers.ViTConfig(**VIT, **options))
-
-
-def deit(**options):
-    return transformers.DeiTModel(transformers.DeiTConfig(**VIT, **options))
-
-
-def dpt(**options):
-    config = transformers.DPTConfig(
-        **VIT,
-        num_labels=K,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        **options,
-    )
-    return transformers.DPTForSemanticSegmentation(config)
-
-
-def mit(**options):
-    return MixTransformer((8, 16, 20, 32), (1, 2, 2, 1), heads=HEADS)
-
-
-FAMILIES = {  # make, blocks of each stage, whether it attends by scaled_dot_product_attention
-    "segformer": (segformer, [1, 2, 2, 1], not transformers.__version__.startswith("4.")),
-    "pvt": (pvt, [1, 2, 2, 1], False),
-    "vit": (vit, [4], True),
-    "deit": (deit, [4], True),
-    "dpt": (dpt, [4], True),
-    "mit": (mit, [1, 2, 2, 1], True),
-}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -252,71 +194,3 @@ def test_unknown_models_and_settings():
     )
     with pytest.raises(ValueError, match="of 4 stages and the model has 5"):
         apply_token_merging(deep, "hq")
-
-
-# ---- yaml ----------------------------------------------------------------------------------------
-
-HUB = ["MODEL.HUGGING_FACE.CONFIG", {"model_type": "segformer", **SEGFORMER}]
-STAGES = [
-    {},
-    {"key_value": {"cell": [2, 2], "rate": 0.6}},
-    {"query": {"cell": [4, 4], "rate": 0.8, "reach": 1}},
-    {"query": {"cell": [2, 2]}},
-]
-
-
-def settings_of(model) -> list[StageMerging]:
-    return [blocks[0].forward.args[1] for blocks in attention_stages(model).values()]
-
-
-@pytest.mark.parametrize(
-    "key", ["MODEL.META_ARCHITECTURE", "MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE"]
-)
-def test_from_a_config(make_cfg, key):
-    """The dense model, and the base of SparseRefine."""
-    for options, expected in (
-        (["PRESET", "hq_near"], list(PRESETS["hq_near"])),
-        (
-            ["STAGES", STAGES],
-            [
-                StageMerging(),
-                StageMerging(key_value=Merge((2, 2), 0.6)),
-                StageMerging(query=Merge((4, 4), 0.8, 1)),
-                StageMerging(query=Merge((2, 2))),
-            ],
-        ),
-    ):
-        cfg = make_cfg(
-            key, "HuggingFaceSegmentor", *HUB, f"MODEL.TOKEN_MERGING.{options[0]}", options[1]
-        )
-        model = Trainer.build_model(cfg)
-        if key == "MODEL.META_ARCHITECTURE":
-            assert isinstance(model, HuggingFaceSegmentor)
-        else:
-            assert isinstance(model, SparseRefine)
-        assert settings_of(model) == expected
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["PRESET", "fats"], "TOKEN_MERGING.PRESET is 'fats'"),
-        (["PRESET", "hq", "MODEL.TOKEN_MERGING.STAGES", STAGES], "'hq' and STAGES has 4 entries"),
-        (["STAGES", STAGES[:2]], "has 2 entries and the model 4 stages"),
-        (["STAGES", [1, {}, {}, {}]], r"STAGES\[0\] is 1: a mapping of query, key_value"),
-        (["STAGES", [{"keys": {}}, {}, {}, {}]], r"STAGES\[0\] is {'keys': {}}"),
-        (["STAGES", [{}, {"query": {"rate": 0.5}}, {}, {}]], r"STAGES\[1\].query .* needs 'cell'"),
-        (["STAGES", [{}, {"query": {"cell": 2}}, {}, {}]], r"STAGES\[1\].query: cell is 2"),
-        (["STAGES", [{"query": {"cell": [2, 2], "rate": 2}}, {}, {}, {}]], "query: rate is 2"),
-    ],
-)
-def test_config_errors(make_cfg, options, message):
-    cfg = make_cfg(
-        "MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE",
-        "HuggingFaceSegmentor",
-        *HUB,
-        f"MODEL.TOKEN_MERGING.{options[0]}",
-        *options[1:],
-    )
-    with pytest.raises(ValueError, match=message):
-        Trainer.build_model(cfg)

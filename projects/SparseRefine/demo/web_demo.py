@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.weights and not args.config_file:
         parser.error("--weights belong to --config-file; the zoo's models have theirs")
 
-    # of Detectron2's layers, and nothing that whoever starts this could change
+    # of Detectron2's layers, at import: nothing that a user could change
     warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
     for name in ("SIGTERM", "SIGHUP"):  # as an exception it lets the folder below go
         if hasattr(signal, name):

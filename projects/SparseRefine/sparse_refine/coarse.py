@@ -95,6 +95,7 @@ class CoarsePass(nn.Module):
         self.temperature = temperature
         self.interpolation = interpolation
         self.cache = cache
+        self._looked_at = False  # whether the base's first answer has been
 
     @classmethod
     def from_config(cls, cfg: CN, base: nn.Module) -> dict:
@@ -141,9 +142,12 @@ class CoarsePass(nn.Module):
 
     def context(self, item: dict) -> torch.Tensor:
         """(3,h,w), what the base sees of an image."""
-        if "context" in item:
-            return item["context"]
-        return downsample(item["image"], low_size(item["image"].shape[-2:], self.scale))
+        context = item.get("context")
+        if context is None:
+            context = downsample(item["image"], low_size(item["image"].shape[-2:], self.scale))
+        dtype = next((p.dtype for p in self.base.parameters() if p.is_floating_point()), None)
+        # a base in half, bfloat16 or double precision wants its own
+        return context if dtype in (None, torch.float32) else context.to(dtype)
 
     def _cached(self, item: dict, context: torch.Tensor) -> CoarseOutput | None:
         if not self.training or self.cache is None:
@@ -180,7 +184,22 @@ class CoarsePass(nn.Module):
                 f"the base {type(self.base).__name__} predicts {scores.shape[0]} classes but "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}"
             )
-        return to_logits(scores.float(), self.score_type)
+        scores = scores.float()
+        if self.score_type == "logits" and not self._looked_at:
+            self._looked_at = True
+            self._refuse_probabilities(scores)
+        return to_logits(scores, self.score_type)
+
+    def _refuse_probabilities(self, scores: torch.Tensor) -> None:
+        """Read as logits they would select nearly every pixel."""
+        total = scores.sum(0)
+        distribution = scores.min() >= 0 and (total - 1).abs().max() < 1e-3
+        if len(scores) > 1 and distribution:
+            raise ValueError(
+                f"the base {type(self.base).__name__} returns values in 0..1 that sum to 1 over "
+                "the classes, which are no logits: set MODEL.SPARSE_REFINE.BASE.SCORE_TYPE (score_type "
+                "of SparseRefine.wrap) to 'probabilities'"
+            )
 
     def at_sites(
         self, outputs: Sequence[CoarseOutput], sites: Sites, views: Sequence[View]

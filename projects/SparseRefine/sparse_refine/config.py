@@ -9,6 +9,7 @@ K of the base and of the refiner, `MODEL.SEM_SEG_HEAD.IGNORE_VALUE` the label th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -22,12 +23,16 @@ from .modeling.importing import import_projects, named_projects
 
 
 def add_sparse_refine_config(cfg: CN) -> None:
-    """Declare the keys of this project in `cfg`, in place, with the paper's values as defaults."""
+    """Declare the keys of this project in `cfg`, in place."""
     add_projects_config(cfg)
     add_data_config(cfg)
     add_solver_config(cfg)
     add_modeling_config(cfg)
     add_method_config(cfg)
+    # ---- of Detectron2, with another default ---------------------------------------------------
+    # Shorter side that DefaultPredictor and Detectron2's own mapper resize an image to; 0 leaves it
+    # as it is, which is what SparseRefine refines.
+    cfg.INPUT.MIN_SIZE_TEST = 0
 
 
 def add_projects_config(cfg: CN) -> None:
@@ -184,6 +189,12 @@ def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
         raise KeyError(f"{message}, in {list(opts)}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    node = cfg.MODEL.SPARSE_REFINE
+    for part, key in (
+        *((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (node, "COARSE_CACHE")),
+        *((node.BASE, "WEIGHTS"), (node.EXTRACTOR, "WEIGHTS"), (cfg.MODEL.HUGGING_FACE, "NAME")),
+    ):
+        part[key] = os.path.expanduser(part[key])
     cfg.freeze()
     register_folders(cfg)
     return cfg

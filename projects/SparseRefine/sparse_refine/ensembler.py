@@ -63,6 +63,8 @@ class GatedEnsembler(nn.Module):
 
     def forward(self, coarse: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
         """Logits (P,K) twice -> (P,K)."""
+        dtype = self.gate[0].weight.dtype  # of a model made half or double
+        coarse, refined = coarse.to(dtype), refined.to(dtype)
         size = _CHUNK.get(coarse.device.type, 1 << 20)
         chunks = zip(coarse.split(size), refined.split(size))
         return torch.cat([self._fuse(c.t(), r.t()) for c, r in chunks], dim=1).t()

@@ -23,6 +23,7 @@ from .extractors import EXTRACTOR_REGISTRY, Extractor, Selection, SparseUNetExtr
 from .losses import LossWeights, refinement_losses
 from .modeling import as_segmentor
 from .modeling.building import lookup, score_type_of
+from .modeling.inputs import check_inputs
 from .resampling import argmax_labels, enlarge, enlarge_labels, repeat_nearest
 from .results import Refinement, full_size_outputs
 from .selector import SELECTOR_REGISTRY, EntropySelector, Selector, entropy
@@ -106,6 +107,7 @@ class SparseRefine(nn.Module):
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
         size_divisibility: int = 1,
+        module_output: str | int = "",
         selector: Selector | None = None,
         extractor: Extractor | None = None,
         ensembler: nn.Module | None = None,
@@ -123,6 +125,8 @@ class SparseRefine(nn.Module):
                 "logits" by default.
             pixel_mean, pixel_std, size_divisibility: of a plain module, see `Segmentor`; the first
                 two also of the default extractor.
+            module_output: which entry of what a plain module returns holds the scores, see
+                `ModuleSegmentor`.
             selector, extractor, ensembler: the paper's by default (entropy above 0.3 nats, the
                 `base` UNet on RGB, the gate); beside an extractor that has nothing to train, no
                 gate: its own answer.
@@ -134,6 +138,7 @@ class SparseRefine(nn.Module):
             pixel_std=pixel_std,
             size_divisibility=size_divisibility,
             score_type=score_type or "logits",
+            output=module_output,
         )
         coarse = CoarsePass(
             base=module,
@@ -181,6 +186,9 @@ class SparseRefine(nn.Module):
             `Refinement`; and whatever else the base returned, see `full_size_outputs`. `height` and
             `width` are the input's, by default the image's own.
         """
+        check_inputs(batched_inputs, self.training, self.coarse.num_classes, self.ignore_label)
+        if not batched_inputs:
+            return []
         inputs = [self._on_device(item) for item in batched_inputs]
         views = [View.of_input(item) for item in inputs]
 
@@ -204,7 +212,7 @@ class SparseRefine(nn.Module):
         return Sites.of_images(parts, [view.size for view in views])
 
     def _losses(self, inputs, sites: Sites, coarse, refined, fused) -> dict:
-        truth = [item["sem_seg"].to(self.device)[None] for item in inputs]
+        truth = [item["sem_seg"].to(self.device).long()[None] for item in inputs]
         labels = sites.read(truth)[:, 0]  # (P,)
         valid = labels != self.ignore_label
         self._log(sites, labels, valid, {"coarse": coarse, "refined": refined, "fused": fused})

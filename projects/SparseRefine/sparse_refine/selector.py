@@ -101,7 +101,7 @@ class EntropySelector(Selector):
         return {"threshold": threshold}
 
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
-        return expand_mask(entropy(logits) > self.threshold, view)
+        return expand_mask(~(entropy(logits) <= self.threshold), view)
 
 
 @SELECTOR_REGISTRY.register()
@@ -122,7 +122,7 @@ class MarginSelector(Selector):
         return {"threshold": cfg.MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD}
 
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
-        return expand_mask(margin(logits) < self.threshold, view)
+        return expand_mask(~(margin(logits) >= self.threshold), view)
 
 
 def highest(

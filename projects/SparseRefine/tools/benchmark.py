@@ -6,7 +6,7 @@
         [--sites MASK] [--precision float32 bfloat16] [--preset paper base] [--batch 1] \\
         --json OUT [KEY VALUE ...]
 
-Arms, each from an 8-bit image (3,H,W) to what stands here:
+Arms, each from an 8-bit image (3,H,W) to the output named here:
     dense_full     the base by itself on the full image: its scores interpolated to (K,H,W) as every
                    Detectron2 evaluator gets them, and their argmax, the label map (H,W)
     coarse         the image resized to the config's scale, and the base on it: logits (K,h,w)

@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     keep_freed_memory()
     try:
-        masks = read_masks(args.masks) if args.masks else {"a made-up mask": synthetic_mask()}
+        masks = read_masks(args.masks) if args.masks else {"a generated mask": synthetic_mask()}
     except ValueError as error:
         parser.error(str(error))
     if args.threads:
@@ -126,7 +126,9 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--masks", nargs="+", help="images, not 0 where a site is, or folders of them; else made up"
+        "--masks",
+        nargs="+",
+        help="images, not 0 where a site is, or folders of them; else one is generated",
     )
     parser.add_argument("--json", type=output_file, required=True, help="file for the records")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))

@@ -96,7 +96,7 @@ def refine(
         pictures = views.draw(result, min(max(float(opacity), 0), 100) / 100)
     except UploadError as error:
         return _problem(str(error))
-    except Exception:  # the server lives, and tells strangers nothing of its inside
+    except Exception:  # the server goes on, and its log alone has the details
         logger.exception("%s with %s", display_name(path), name)
         return _problem(f"{display_name(path)} could not be processed; the server's log says why.")
     remarks = views.message(views.remarks(result))

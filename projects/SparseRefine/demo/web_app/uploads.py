@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from sparse_refine.data import read_image
 from sparse_refine.data.reading import read_size
 
-# First bytes of the formats that are read. Pillow knows many more, and hostile files are best kept
-# from decoders that nobody's photographs need.
+# First bytes of the formats that are read. Pillow knows many more; uploads are kept from decoders
+# that photographs do not need, since hostile files attack the rare ones.
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",

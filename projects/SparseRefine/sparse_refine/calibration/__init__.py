@@ -2,7 +2,7 @@
 """How many pixels to refine: accuracy against cost on one's own images, and the setting for a goal.
 
 images.py        the images, with labels or without
-temperature.py   the scalar that makes coarse probabilities mean what they say
+temperature.py   the scalar that makes coarse probabilities match how often they are right
 kinds.py         the selectors that can be calibrated
 histogram.py     coarse uncertainty of all images -> the threshold for a share of the pixels
 curve.py         accuracy, seconds and found errors at several settings

@@ -46,7 +46,8 @@ def sample_pixels(model: nn.Module, images: Source, count: int, num_classes: int
     """Logits as the base gives them (temperature 1) of pixels of all `count` images."""
     sample = PixelSample(count, ignore=num_classes)
     for item, truth in images():
-        logits = _coarse_logits(model, item) * model.coarse.temperature
+        # the coarse pass divides by its temperature
+        logits = _coarse_logits(model, item) * model.coarse.temperature  # (K,h,w)
         sample.add(logits, torch.from_numpy(truth.astype(np.int32)))
     return sample
 
@@ -58,12 +59,12 @@ def count_uncertainty(
     """One coarse pass over all images."""
     histogram = UncertaintyHistogram(kind.highest(num_classes))
     for item, truth in images():
-        logits = _coarse_logits(model, item)
+        logits = _coarse_logits(model, item)  # (K,h,w)
         size = tuple(item["image"].shape[-2:])
         wrong = None
         if truth is not None:
             labels = enlarge_labels(logits, size, model.coarse.interpolation).cpu().numpy()
-            wrong = (labels != truth) & (truth != num_classes)
+            wrong = (labels != truth) & (truth != num_classes)  # (H,W); K is ignored
         histogram.add(kind.score(logits).cpu().numpy(), size, wrong)
     return histogram
 
@@ -78,7 +79,7 @@ def points_of_base(
         # what is equally uncertain is taken whole by a threshold, in part by a budget
         share = fraction
         if kind.key == "THRESHOLD":
-            share = float(shares[shares <= fraction].max(initial=0.0))
+            share = float(shares[shares <= fraction].max(initial=0.0))  # of 0 nothing is selected
         inside = None if found is None else float(np.interp(share, shares, found))
         setting = kind.to_setting(histogram, fraction)
         points[setting] = Point(setting, share, errors_found=inside)
@@ -164,7 +165,7 @@ class _Arm:
             boundary_counts(labels, truth, classes, classes, distance, truth_band=band)
         )
         y, x = refinement.sites.cpu().numpy().T
-        coarse = refinement.coarse.cpu().numpy()
+        coarse = refinement.coarse.cpu().numpy()  # (P,)
         self._coarse_inside += confusion_matrix(coarse, truth[y, x], classes, classes)
 
     def point(self, nothing: _Arm) -> Point:

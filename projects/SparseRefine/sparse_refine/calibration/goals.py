@@ -40,7 +40,7 @@ def fraction_for_accuracy(points: Sequence[Point], keep: float) -> float:
     """
     if points[0].miou is None:
         raise ValueError("keeping accuracy needs labels: there are none for these images")
-    gains = np.array([point.miou - points[0].miou for point in points])
+    gains = np.array([point.miou - points[0].miou for point in points])  # points of mIoU
     if not gains.max() > 0:
         raise ValueError(
             f"refinement gains nothing here: mIoU {points[0].miou:.2f} without it, at most "

@@ -19,7 +19,7 @@ class UncertaintyHistogram:
     """Pixels and coarse errors by an uncertainty score, 0..`highest`, of which selectors take the
     highest first: entropy in nats, or 1 - margin.
 
-    `edges`, ascending: the thresholds that can be told apart.
+    `edges`, ascending: the thresholds that are distinguished.
     """
 
     def __init__(self, highest: float):
@@ -34,7 +34,7 @@ class UncertaintyHistogram:
         the true one, False where there is no truth; None for images without labels."""
         # place i + 1 holds edges[i] < score <= edges[i + 1]: thresholds are strict
         places = np.searchsorted(self.edges, score, side="left").astype(np.int16)
-        sizes = pixels_under(score.shape, size).numpy()
+        sizes = pixels_under(score.shape, size).numpy()  # (h,w) full-size pixels under each
         counts = np.bincount(places.ravel(), sizes.ravel(), minlength=len(self._pixels))
         self._pixels += counts.astype(np.int64)
         if wrong is not None:

@@ -43,7 +43,7 @@ class Images:
     """Images read anew at each pass: a data set need not fit into memory.
 
     Args:
-        dicts: Detectron2's, of all images. limit: use so many of them, from all over.
+        dicts: Detectron2's, of all images. limit: use this number of them, evenly spaced.
         progress: show a bar for each pass.
     """
 

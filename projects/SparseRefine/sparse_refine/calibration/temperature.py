@@ -29,7 +29,7 @@ class PixelSample:
 
     Args:
         images: how many will be added.
-        pixels: at most so many are kept of all of them together.
+        pixels: most that are kept, of all images together.
         ignore: label of pixels that are left out.
     """
 
@@ -46,6 +46,7 @@ class PixelSample:
         rows, columns = map(nearest_index, logits.shape[-2:], truth.shape)
         labels = truth[rows][:, columns].flatten().long()  # (h*w,)
         known = (labels != self._ignore).nonzero()[:, 0]
+        # as many of each image: one of many unsure pixels would count for more than its share
         chosen = known[torch.randperm(len(known), generator=self._random)[: self._each]]
         self._logits.append(logits.flatten(1)[:, chosen.to(logits.device)].t().cpu())
         self._labels.append(labels[chosen])
@@ -67,13 +68,14 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> Fit:
     if not len(labels):
         raise ValueError("no pixel has a label: there is nothing to fit a temperature to")
     logits = logits.double()
-    of_truth = logits.gather(1, labels[:, None])[:, 0].mean()
+    of_truth = logits.gather(1, labels[:, None])[:, 0].mean()  # mean logit of the true class
 
     def slope(log_temperature: float) -> float:
         """Of the negative log-likelihood by 1/T: expected logit less the true class's."""
         probabilities = (logits / math.exp(log_temperature)).softmax(1)
         return float((probabilities * logits).sum(1).mean() - of_truth)
 
+    # on a logarithmic scale, where a factor of two is a step of one size
     low, high = map(math.log, LIMITS)
     always_right = slope(low) <= 0
     if always_right or slope(high) > 0:

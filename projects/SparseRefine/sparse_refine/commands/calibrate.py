@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many pixels to refine: accuracy against cost on your own images, and the yaml for your goal.
 
-    python -m sparse_refine calibrate --model rgbweed/sparse_refine \\
-        --dataset rgbweed_train --keep-accuracy 0.95 --output output/calibration
+    python -m sparse_refine calibrate --model rgbweed/sparse_refine --images val/images \\
+        --labels val/labels --keep-accuracy 0.95 --output output/calibration
     python -m sparse_refine calibrate --config-file C.yaml --weights W.safetensors \\
         --images photographs --seconds 1.5 --output output/calibration [KEY VALUE ...]
 
@@ -21,13 +21,13 @@ weights (MODEL.SPARSE_REFINE.BASE.WEIGHTS), before training, which sees the sele
 brings the coarse probabilities closer to how often they are right. It matters for a threshold: in
 nats it then says how often such pixels are wrong. It does not say how many there are: two bases on
 rgbweed select 7 and 12 % of the pixels at 0.3 nats, and 10 and 19 % at their temperatures of 1.3
-and 2.5; for a share that does not hang on the base take a budget, or --fraction. A budget hardly
+and 2.5; for a share that does not depend on the base use a budget, or --fraction. A budget hardly
 notices a temperature: of a tenth of the pixels 98 and 93 % stayed the same. Fit it before the
-refiner is trained: refiner and gate read the coarse probabilities, and what a refiner that was
-trained at another temperature gains or loses by the change, the table shows: it is measured at the
-new one.
+refiner is trained, since refiner and gate read the coarse probabilities. The table is measured at
+the new temperature: it shows what a refiner that was trained at another one gains or loses.
 
-Use images that the base was not trained on: on its training images it is surer than elsewhere.
+Use images that base and refiner were not trained on, and that no result is published on: on its
+training images a base is surer than elsewhere, and a setting chosen on a test split is tuned to it.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F",
         help=f"shares to measure; by default {' '.join(map(str, FRACTIONS))}",
     )  # fmt: skip
-    parser.add_argument("--limit", type=positive, metavar="N", help="N images from all over")
+    parser.add_argument("--limit", type=positive, metavar="N", help="N images, evenly spaced")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser

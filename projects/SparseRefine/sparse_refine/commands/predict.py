@@ -13,8 +13,8 @@ Inputs are images, videos, folders and globs. Written to --output (output/predic
     probabilities/NAME.npz  --probabilities: np.load(F)["probabilities"] / 65535 is (K,H,W)
 
 Of videos and cameras overlays and panels are written, as .mp4. Sizes are those of the upright
-image: EXIF orientation is applied. Files are there whole or not at all, inputs and files that this
-program did not write are never written over, and what two inputs of one name make has two names.
+image: EXIF orientation is applied. Files are written atomically; inputs, and files that this
+program did not write, are never overwritten, and what two inputs of one name make has two names.
 
 Exit code: 0 all done, 1 some inputs failed (listed at the end), 2 wrong command line, 130 stopped.
 """

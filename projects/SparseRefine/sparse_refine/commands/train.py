@@ -8,6 +8,7 @@ python -m sparse_refine evaluate --config-file C.yaml MODEL.WEIGHTS W.pth
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -47,7 +48,12 @@ def main(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer):
 
 def train(arguments: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer) -> None:
     """Detectron2's command line: as many processes as it asks for."""
-    args = default_argument_parser().parse_args(arguments)
+    parser = default_argument_parser()
+    args = parser.parse_args(arguments)
+    if not args.config_file:
+        parser.error("--config-file is needed: the yaml of the model")
+    if not os.path.isfile(os.path.expanduser(args.config_file)):
+        parser.error(f"--config-file {args.config_file}: no such file")
     launch(
         main,
         args.num_gpus,

@@ -30,7 +30,7 @@ def draw_crop(
         max_area: a crop is drawn anew while one class covers more than this share 0..1 of its
             labelled pixels, at most ten times.
     """
-    height, width = min(size[0], full[0]), min(size[1], full[1])
+    height, width = min(size[0], full[0]), min(size[1], full[1])  # small images are not padded
     for _ in range(_TRIES):
         top = np.random.randint(full[0] - height + 1)
         left = np.random.randint(full[1] - width + 1)
@@ -41,6 +41,7 @@ def draw_crop(
         target = labels[rows][:, columns]  # (height, width)
         if max_area >= 1:
             break
+        # as the paper's recipe: ignored pixels are no class, and a crop of them alone is drawn anew
         counts = np.unique(target[target != ignore_label], return_counts=True)[1]
         if len(counts) > 1 and counts.max() < counts.sum() * max_area:
             break

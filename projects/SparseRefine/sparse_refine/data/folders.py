@@ -65,6 +65,7 @@ def load_folder(
         stems = sorted(images)
     else:
         stems = _read_split(name, Path(split_file), image_dir, images, hint)
+    # twins outside the split do no harm
     for kind, files in (("images", images), ("label files", labels)):
         twice = next((files[stem] for stem in stems if len(files.get(stem, ())) > 1), None)
         if twice:

@@ -71,7 +71,7 @@ def list_images(
 def pick_images(
     paths: Iterable[Path], extensions: Collection[str], without: Path | None = None
 ) -> ImageFiles:
-    """`list_images` of paths that somebody else has found."""
+    """`list_images` of given paths, such as a glob's."""
     files, passed_over = [], Counter()
     for path in paths:
         # a broken link is listed: who opens it says so

@@ -29,7 +29,7 @@ def check_labels(
         # Four times as fast as np.bincount, which makes 64-bit integers of all first.
         found = np.flatnonzero(cv2.calcHist([labels], [0], None, [bins], [0, bins]))
     else:
-        found = np.unique(labels)
+        found = np.unique(labels)  # 32 bits and signed: no histogram
     wrong = [int(v) for v in found if not 0 <= v < num_classes and v != ignore_label]
     if wrong:
         listed = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")

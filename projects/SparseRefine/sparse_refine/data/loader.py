@@ -34,7 +34,7 @@ class ShuffledStream(Sampler):
         positions = itertools.count(self.start + comm.get_rank(), comm.get_world_size())
         epoch, order = -1, None
         for position in positions:
-            if position // self.size != epoch:
+            if position // self.size != epoch:  # a function of seed and epoch: no state to resume
                 epoch = position // self.size
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
             yield position, int(order[position % self.size])
@@ -53,6 +53,7 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         position, index = item
+        # of the position in the stream, so that no image is augmented alike in two epochs
         seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
         return self.mapper({**self.dicts[index], "seed": seed})
 

@@ -80,6 +80,7 @@ class SegmentationMapper:
         self.flip = flip
         self.color_aug = ColorAugSSDTransform(image_format) if color_aug else None
         self.cache_images = cache_images
+        # of each data worker's own, which a fork copies
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._contexts: dict[str, torch.Tensor] = {}
 
@@ -158,6 +159,7 @@ class SegmentationMapper:
         image, labels = self._read_pair(
             dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
         )
+        # the augmented image is never made as a whole: `full` is the size that it would have
         factor = self.scale * np.random.uniform(*self.resize_range)
         full = low_size(image.shape[:2], factor)
         window, target = draw_crop(
@@ -165,7 +167,7 @@ class SegmentationMapper:
         )
         top, left, height, width = window
         if full == image.shape[:2]:  # as it is, without a copy of all of it
-            crop = image[top : top + height, left : left + width]
+            crop = image[top : top + height, left : left + width]  # (Hc,Wc,3)
         else:
             zoom_y, zoom_x = image.shape[0] / full[0], image.shape[1] / full[1]
             box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
@@ -175,12 +177,12 @@ class SegmentationMapper:
         flip = self.flip and np.random.rand() < 0.5
         if flip:
             crop, target = crop[:, ::-1], target[:, ::-1]
-            left = full[1] - left - width
+            left = full[1] - left - width  # the crop's place in the flipped image
         if self.color_aug is not None:
             if context is None or self.plain_context:
                 (crop,) = recolor(self.color_aug, [crop])
             else:  # the transform wants 8 bits
-                small = context.round().byte().permute(1, 2, 0).numpy()
+                small = context.round().byte().permute(1, 2, 0).numpy()  # (h,w,3)
                 crop, small = recolor(self.color_aug, [crop, small])
                 context = _to_tensor(small).float()
         if context is not None:

@@ -20,7 +20,7 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     """Read an image the way it is meant to be seen.
 
     EXIF orientation is applied. Grey and palette images become three channels. Alpha is dropped,
-    not composited: what is under it was photographed, and a network never sees a made-up
+    not composited: what is under it was photographed, and a network never sees an invented
     background. 16 bits a channel are scaled to 8 by 1/257, so that white stays white.
 
     Args:

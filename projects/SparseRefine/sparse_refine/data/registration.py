@@ -7,6 +7,7 @@ Registering costs nothing: files are looked for when `DatasetCatalog.get` is cal
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Callable
 
@@ -75,27 +76,45 @@ def register_image_label_folder(
 
 
 def register_folders(cfg: CfgNode) -> None:
-    """Register the folders that cfg.DATASETS.FOLDERS lists; a name that is taken is left alone.
+    """Register the folders that cfg.DATASETS.FOLDERS lists. A name that an earlier config of this
+    process gave to other folders or classes is given anew.
 
     Raises:
-        ValueError: an entry that is not [name, images, labels] or [name, images, labels, split].
+        ValueError: an entry that is not [name, images, labels] or [name, images, labels, split]; a
+            name that is there twice, or that a data set has which came from elsewhere.
     """
+    names = [entry[0] for entry in cfg.DATASETS.FOLDERS if entry]
     for entry in cfg.DATASETS.FOLDERS:
         if len(entry) not in (3, 4):
             raise ValueError(
                 f"DATASETS.FOLDERS has the entry {list(entry)}: [name, image folder, label folder] "
                 "or [name, image folder, label folder, split file] is needed"
             )
-        if entry[0] not in DatasetCatalog:
-            register_image_label_folder(
-                entry[0],
-                entry[1],
-                entry[2],
-                cfg.DATASETS.CLASS_NAMES,
-                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-                *entry[3:],
-                reduce_zero_label=cfg.DATASETS.REDUCE_ZERO_LABEL,
-            )
+        name, *places = entry
+        places = [os.path.expanduser(place) for place in places]
+        if names.count(name) > 1:
+            both = [list(other) for other in cfg.DATASETS.FOLDERS if other[0] == name]
+            raise ValueError(f"DATASETS.FOLDERS has {name!r} twice: {' and '.join(map(str, both))}")
+        options = {
+            "class_names": list(cfg.DATASETS.CLASS_NAMES),
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "reduce_zero_label": cfg.DATASETS.REDUCE_ZERO_LABEL,
+        }
+        if name in DatasetCatalog:
+            metadata = MetadataCatalog.get(name)
+            given = metadata.get("folders_entry", None)
+            if given == (places, options):
+                continue
+            if given is None:
+                raise ValueError(
+                    f"DATASETS.FOLDERS has {name!r} of {places}, and a data set of that name is "
+                    f"registered already, of {metadata.get('image_root', 'elsewhere')}: choose "
+                    "another name"
+                )
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_image_label_folder(name, *places[:2], split_file=(*places[2:], None)[0], **options)
+        MetadataCatalog.get(name).set(folders_entry=(places, options))
 
 
 def register_dataset(
@@ -150,12 +169,19 @@ def check_classes(
         raise ValueError(
             f"dataset {name!r}: class_names has to be a list of names, got {class_names!r}"
         )
+    words = [name for name in class_names if not isinstance(name, str)]
+    if words:
+        raise ValueError(
+            f"dataset {name!r}: class_names holds {words[0]!r}, which is no text: YAML takes yes, "
+            "no, on, off and numbers without quotes for values; put quotes around each name"
+        )
     if reduce_zero_label and (ignore_label != 255 or len(class_names) > 255):
         raise ValueError(
             f"dataset {name!r}: labels that count from one need ignore_label 255 and at most 255 "
             f"classes; there are ignore_label {ignore_label} and {len(class_names)} classes"
         )
     class_names = list(class_names)
+    # results are keyed by name: the second of two would overwrite the first
     repeated = sorted({c for c in class_names if class_names.count(c) > 1})
     if repeated:
         raise ValueError(f"dataset {name!r}: class_names has {', '.join(repeated)} more than once")

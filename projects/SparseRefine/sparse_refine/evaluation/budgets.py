@@ -72,6 +72,7 @@ class BudgetSweep:
         """
         known = known or {}
         classes = self._classes
+        # the truth's band, (H,W) bool, is the same for all budgets
         band = boundary_band(truth, self._distance) if self.fractions else None
         for index, fraction in enumerate(self.fractions):
             labels = known.get(fraction)

@@ -74,7 +74,7 @@ def compare(
     progress = tqdm(zip(*(arm.loader for arm in arms)), total=len(arms[0].loader), unit="image")
     with torch.inference_mode():
         for position, batches in enumerate(progress):
-            if position == 0:
+            if position == 0:  # warm-up: memory pools, choice of convolution algorithms
                 for arm, batch in zip(arms, batches):
                     arm.model.eval()(batch)
                 for arm, evaluator, oracle in zip(arms, evaluators, oracles):
@@ -104,7 +104,7 @@ def compare(
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """As JSON, the file whole or not at all."""
+    """Write rows as JSON, atomically."""
     write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
@@ -172,7 +172,8 @@ def _with_truth(name: str, batch: list[dict], outputs: list[dict], dataset: str)
         maps, selected = predictions_of(output, truth.shape)
         if selected is None:
             raise ValueError(f"arm {name!r} is a dense model: an oracle needs selected pixels")
-        labels, at = maps["coarse"].reshape(-1).copy(), truth.reshape(-1)[selected]
+        labels, at = maps["coarse"].reshape(-1).copy(), truth.reshape(-1)[selected]  # (H*W,), (P,)
+        # where the truth is ignored any label does
         labels[selected] = np.where(at < classes, at, labels[selected])
         results.append({"labels": torch.from_numpy(labels.reshape(truth.shape))})
     return results

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _SemSeg(nn.Module):
-    """A Detectron2 model as fvcore wants it: a tensor in, a tensor out."""
+    """A Detectron2 model with the interface that fvcore traces: a tensor in, a tensor out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -55,7 +55,7 @@ def products_of(call: Callable[[], object]) -> tuple[int, object]:
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unknown to torch's own
     with FlopCounterMode(display=False, custom_mapping={attention: _attention_flops}) as counter:
         result = call()
-    return counter.get_total_flops() // 2, result
+    return counter.get_total_flops() // 2, result  # two operations a multiply-add
 
 
 def _attention_flops(query, key, value, *args, **options) -> int:

@@ -14,17 +14,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.label_checks import check_labels
-from ..data.reading import read_labels
-from .metrics import boundary_band, boundary_counts, confusion_matrix, remap_ignored
-from .predictions import predictions_of
-from .records import RecordWriter, pack, read_records, remove_records
+from .image_counts import count_image
+from .records import RecordWriter, read_records, remove_records
 from .results import results_table, total_results, write_results
 from .timing import ForwardTimer
 
@@ -126,7 +122,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._close()
         self._records, self._resumed = {}, {}
-        self._synchronize()  # nobody reads or removes while another process still writes
+        self._synchronize()  # no process reads or removes records that another one still writes
         if self._resume:
             self._resumed = read_records(self._output_dir, self._header)
         elif self._output_dir and self._rank == 0:
@@ -153,7 +149,15 @@ class SparseRefineEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             file_name = image["file_name"]
             if file_name not in self._resumed and file_name not in self._records:
-                record = {"file_name": file_name, **self._count(file_name, output)}
+                counts = count_image(
+                    file_name,
+                    self._truth_files[file_name],
+                    output,
+                    len(self._class_names),
+                    self._ignore_label,
+                    self._boundary_distance,
+                )
+                record = {"file_name": file_name, **counts}
                 if seconds is not None:
                     record["seconds"] = seconds
                 self._records[file_name] = record
@@ -201,36 +205,6 @@ class SparseRefineEvaluator(DatasetEvaluator):
             about = {**self._header, "images": len(counted)}
             write_results(self._output_dir / "results.json", about, results)
         return OrderedDict(sparse_refine=results)
-
-    def _count(self, file_name: str, output: dict[str, Any]) -> dict[str, Any]:
-        """One image's counts. The truth is read and checked, and its band drawn, once for all of
-        the predictions."""
-        classes, truth_file = len(self._class_names), self._truth_files[file_name]
-        truth = read_labels(truth_file)
-        check_labels(truth, classes, self._ignore_label, truth_file)
-        truth = remap_ignored(truth, classes, self._ignore_label)
-        try:
-            predictions, selected = predictions_of(output, truth.shape)
-            band = boundary_band(truth, self._boundary_distance)
-            record: dict[str, Any] = {"truth_pixels": truth.size, "predictions": {}}
-            for name, pred in predictions.items():
-                edges = boundary_counts(
-                    pred, truth, classes, classes, self._boundary_distance, truth_band=band
-                )
-                record["predictions"][name] = {
-                    "all": pack(confusion_matrix(pred, truth, classes, classes)),
-                    "boundary": pack(np.stack(edges)),
-                }
-                if selected is not None:
-                    sites = (labels.reshape(-1)[selected] for labels in (pred, truth))
-                    counts = confusion_matrix(*sites, classes, classes)
-                    record["predictions"][name]["selected"] = pack(counts)
-        except ValueError as error:
-            raise ValueError(f"{file_name} against {truth_file}: {error}") from error
-        if selected is not None:
-            record["model_pixels"] = math.prod(output["refinement"].labels.shape)
-            record["selected_pixels"] = len(output["refinement"].sites)
-        return record
 
     def _seconds_an_image(self, images: int) -> float | None:
         """The last forward call's seconds over its images; None where no call was seen since."""

@@ -33,8 +33,8 @@ import numpy as np
 def remap_ignored(truth: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
     """The truth with its ignored pixels given the id K, as uint8 (K <= 255) or uint16.
 
-    The functions below do this themselves; whoever compares one truth with several predictions
-    does it once and passes the result with `ignore_label=num_classes`, which then costs no copy.
+    The functions below do this themselves. To compare one truth with several predictions, do it
+    once and pass the result with `ignore_label=num_classes`, which then costs no copy.
 
     Raises:
         ValueError: a label is neither 0..K-1 nor the ignore label, or K does not fit 16 bit.
@@ -42,6 +42,7 @@ def remap_ignored(truth: np.ndarray, num_classes: int, ignore_label: int) -> np.
     """
     if not 0 < num_classes <= 65535:
         raise ValueError(f"num_classes is {num_classes}, expected 1..65535")
+    # the narrowest that OpenCV filters: a truth of 8 megapixels is passed over many times
     dtype = np.uint8 if num_classes <= 255 else np.uint16
     if ignore_label == num_classes:
         return _in_range(truth, num_classes + 1, "truth").astype(dtype, copy=False)
@@ -65,7 +66,8 @@ def confusion_matrix(
     """
     truth = remap_ignored(truth, num_classes, ignore_label)
     pred = _prediction(pred, truth, num_classes)
-    return _joint_counts(truth, pred, num_classes + 1, num_classes)[:num_classes]
+    joint = _joint_counts(truth, pred, num_classes + 1, num_classes)  # (K+1,K)
+    return joint[:num_classes]  # the last row: ignored pixels
 
 
 def boundary_band(labels: np.ndarray, distance: int) -> np.ndarray:
@@ -84,7 +86,8 @@ def boundary_band(labels: np.ndarray, distance: int) -> np.ndarray:
         raise ValueError(f"boundary distance is {distance} pixels, expected 1 or more")
     labels = _filterable(labels)
     window = np.ones((2 * distance + 1, 2 * distance + 1), dtype=np.uint8)
-    # OpenCV leaves what is beyond the border out of a minimum or maximum.
+    # OpenCV leaves what is beyond the border out of a minimum or maximum; in the paper's code it is
+    # zero, which makes the border a contour of every mask that touches it.
     band = cv2.dilate(labels, window) != cv2.erode(labels, window)
     band[:distance] = band[-distance:] = True
     band[:, :distance] = band[:, -distance:] = True
@@ -113,7 +116,7 @@ def boundary_counts(
     pred = _prediction(pred, truth, num_classes)
     if truth_band is None:
         truth_band = boundary_band(truth, distance)
-    pred = np.where(truth == num_classes, truth, pred)
+    pred = np.where(truth == num_classes, truth, pred)  # (H,W), K where ignored
     pred_band = boundary_band(pred, distance)
     # Inside its band a side keeps its class, outside it says "none", which is index K.
     joint = _joint_counts(
@@ -121,10 +124,10 @@ def boundary_counts(
         np.where(pred_band, pred, pred.dtype.type(num_classes)),
         num_classes + 1,
         num_classes + 1,
-    )
+    )  # (K+1,K+1)
     intersection = joint.diagonal()[:num_classes].copy()
     of_truth, of_pred = joint.sum(1)[:num_classes], joint.sum(0)[:num_classes]
-    return intersection, of_truth + of_pred - intersection
+    return intersection, of_truth + of_pred - intersection  # |A or B| = |A| + |B| - |A & B|
 
 
 def iou_from_counts(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
@@ -135,7 +138,7 @@ def iou_from_counts(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
 
 def iou_from_confusion(confusion: np.ndarray) -> np.ndarray:
     """Per-class IoU of a confusion matrix, (K,) float64, 0..1, NaN for a class absent from both."""
-    both = confusion.diagonal()
+    both = confusion.diagonal()  # (K,) intersections
     return iou_from_counts(both, confusion.sum(0) + confusion.sum(1) - both)
 
 
@@ -180,6 +183,7 @@ def summarize(
 
 def _joint_counts(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
     """How often each pair (row, column) occurs, (height, width) int64."""
+    # row * width + column, in the narrowest type that holds it: the largest array of an evaluation
     pairs = rows.astype(np.min_scalar_type(height * width - 1))
     pairs *= width
     pairs += columns

@@ -13,9 +13,9 @@ from detectron2.utils import comm
 class PanopticEvaluator(DatasetEvaluator):
     """Detectron2's COCOPanopticEvaluator for whatever model returns "panoptic_seg".
 
-    Whether a base is panoptic shows in its outputs alone, so this one stands by for every data set
-    that is: it counts nothing, needs nothing and reports nothing where no such output comes. What
-    it is given stays as it was, which Detectron2's changes.
+    Whether a base is panoptic shows in its outputs alone, so this one is added for every panoptic
+    data set: without such outputs it counts, needs and reports nothing. It leaves the outputs as
+    they are, which Detectron2's changes.
 
     Args:
         dataset_name: its metadata has `panoptic_json`, `panoptic_root` and both

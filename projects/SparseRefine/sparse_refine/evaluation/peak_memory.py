@@ -21,9 +21,9 @@ _CLEAR = Path("/proc/self/clear_refs")
 def peak_bytes(call: Callable[[], object], device: torch.device) -> tuple[int | None, object]:
     """The most memory that a call held above what was held before it, and what it returned.
 
-    On a GPU of PyTorch's allocator. Else of the whole process as Linux counts it, so that memory
-    counts whoever asks for it; freed memory is given back to the system first, or a call could fill
-    it unseen. None where neither can be told.
+    On a GPU that of PyTorch's allocator. Else the resident memory of the whole process as Linux
+    counts it, so that other libraries' allocations count too; freed memory is returned to the
+    system first, or a call could use it without being noticed. None on other systems.
     """
     gc.collect()
     if device.type == "cuda":

@@ -32,6 +32,7 @@ def total_results(
     num_classes = len(class_names)
     results: OrderedDict[str, float] = OrderedDict()
     for prediction in reversed(predictions):  # the model's answer first
+        # (K,K) confusions, and the intersections and unions (2,K) of boundaries
         counts = {
             "all": np.zeros((num_classes, num_classes), dtype=np.int64),
             "selected": np.zeros((num_classes, num_classes), dtype=np.int64),
@@ -88,7 +89,7 @@ def results_table(results: dict[str, float], class_names: Sequence[str]) -> str:
 
 
 def write_results(path: Path, about: dict[str, Any], results: dict[str, float]) -> None:
-    """Write the results as strict JSON (null stands for NaN), whole or not at all."""
+    """Write the results as strict JSON (null stands for NaN), atomically."""
     numbers = {name: None if math.isnan(v) else v for name, v in results.items()}
     text = json.dumps({**about, "sparse_refine": numbers}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def take_turns(
     Args:
         calls: by name; each has been called before, so that nothing here is warm-up.
         repeats: most rounds.
-        least: so many rounds are made, if `repeats` allows, whatever they take.
+        least: rounds that are made whatever they take, if `repeats` allows.
         budget: seconds after which no further round begins.
         turn: seconds; a call that is faster is repeated in its turn until they are over. On a GPU
             such calls follow one another without waiting: a single one is mostly its launch.
@@ -61,8 +61,9 @@ def take_turns(
     for made in range(repeats):
         if made >= least and clock() - start > budget:
             break
-        for name, call in calls.items():
+        for name, call in calls.items():  # one turn each
             spent = once(call, device)[0]
+            # waiting after each call would let the queue run empty, which no user does
             if device.type == "cuda" and spent < turn:
                 count = min(1000, int(turn / spent) + 1)
                 spent = once(functools.partial(_in_a_row, call, count), device)[0]

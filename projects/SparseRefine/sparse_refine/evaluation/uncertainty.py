@@ -30,7 +30,8 @@ def selection_levels(
     Level i: `fractions[i]` is the smallest that does, `len(fractions)`: none. Low-resolution pixels
     are taken whole, where `BudgetSelector` takes the last one in part.
     """
-    order = np.argsort(-entropy, axis=None, kind="stable")
+    order = np.argsort(-entropy, axis=None, kind="stable")  # (h*w,), most uncertain first
+    # full-size pixels that are taken with each low-resolution one and all before it
     total = pixels_under(entropy.shape, size).numpy().ravel()[order].cumsum()
     budgets = [round(fraction * size[0] * size[1]) for fraction in fractions]
     levels = np.empty(entropy.size, dtype=np.uint8)
@@ -48,12 +49,14 @@ class EntropyErrors:
 
     def __init__(self, num_classes: int, bins: int = 24):
         self.edges = np.linspace(0, max(math.log(num_classes), 1e-6), bins + 1)
+        # by bin, selected, coarse wrong, fused wrong; the last bin holds pixels without a label
         self._counts = np.zeros((bins + 1, 2, 2, 2), dtype=np.int64)
 
     def add(self, entropy, selected, coarse_wrong, fused_wrong, valid) -> None:
         """One image: entropy (h,w) in nats; the others (H,W) bool."""
         bins = len(self._counts) - 1
-        index = (entropy * (bins / self.edges[-1])).astype(np.int64).clip(0, bins - 1)
+        index = (entropy * (bins / self.edges[-1])).astype(np.int64).clip(0, bins - 1)  # (h,w)
+        # (H,W): bin and the three masks as one number, so that one pass counts all combinations
         joint = np.where(valid, expand(index.astype(np.int16), valid.shape), np.int16(bins))
         for mask in (selected, coarse_wrong, fused_wrong):
             joint = 2 * joint + mask
@@ -95,7 +98,7 @@ class SelectionLimits:
         """One image: entropy (h,w); labels (H,W), the truth as `metrics.remap_ignored` gives it."""
         levels = expand(selection_levels(entropy, truth.shape, self.fractions), truth.shape)
         valid = truth < self._classes
-        joint = levels[valid].astype(np.uint32)
+        joint = levels[valid].astype(np.uint32)  # level, truth and coarse label as one number
         for labels in (truth, coarse):
             joint = joint * np.uint32(self._classes) + labels[valid]
         counts = np.bincount(joint, minlength=self._counts.size)
@@ -104,7 +107,7 @@ class SelectionLimits:
     @property
     def selected(self) -> np.ndarray:
         """Coarse confusions at the selected pixels, (len(fractions), K, K) int64."""
-        return self._counts.cumsum(0)[:-1]
+        return self._counts.cumsum(0)[:-1]  # a larger budget contains the smaller ones
 
     def errors_found(self) -> np.ndarray:
         """Share 0..1 of all coarse errors that a budget contains; NaN where there are none."""

@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from ..sites import Sites, View
+from ..sparse.precision import warn_of_slow_bfloat16
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -87,4 +88,6 @@ def autocast(precision: str, device: str):
     """What an extractor computes in, on a kind of device: "auto" leaves it as it is outside."""
     if precision == "auto":
         return contextlib.nullcontext()
+    if precision == "bfloat16" and device == "cpu":
+        warn_of_slow_bfloat16("MODEL.SPARSE_REFINE.EXTRACTOR.PRECISION is 'bfloat16'")
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")

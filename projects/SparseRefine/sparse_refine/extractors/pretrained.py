@@ -10,6 +10,8 @@ taking the others from maps that were computed before, is Li et al.'s, NeurIPS 2
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from detectron2.config import configurable
 from torch import nn
@@ -139,12 +141,15 @@ class _Listener:
         return self._traces[context]
 
     def _before(self, base: nn.Module, args: tuple) -> None:
-        self._recording = Recording()
-        self._recording.__enter__()
+        self._stack = contextlib.ExitStack()
+        # in inference mode tensors do not tell that they were changed in place
+        self._stack.enter_context(torch.inference_mode(False))
+        self._stack.enter_context(torch.no_grad())
+        self._recording = self._stack.enter_context(Recording())
 
     def _after(self, base: nn.Module, args: tuple, output) -> None:
+        self._stack.close()
         recording, self._recording = self._recording, None
-        recording.__exit__(None, None, None)
         if output is None:  # it failed
             return
         for index, item in enumerate(args[0]):

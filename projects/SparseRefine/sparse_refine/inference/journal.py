@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program wrote into a folder, of which inputs and with what settings: so that a run can
-go on, and so that nothing of anybody else's is written over."""
+"""What the program wrote into a folder, of which inputs and with what settings, so that a run can
+be resumed, and so that files of other programs are never overwritten."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def write_outputs(
     predictor: SparseRefinePredictor,
     alpha: float,
 ) -> None:
-    """Write what `outputs` lists for one image, each file whole or not at all.
+    """Write what `outputs` lists for one image, each file atomically.
 
     Args:
         image: (H,W,3) uint8 RGB.
@@ -102,5 +102,4 @@ def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
     steps = np.empty(probabilities.shape, np.uint16)
     for row, share in zip(steps, probabilities):  # a class at a time: K x H x W is large enough
         np.rint(share * _STEPS, out=row, casting="unsafe")
-
     write_whole(path, lambda temporary: np.savez_compressed(temporary, probabilities=steps))

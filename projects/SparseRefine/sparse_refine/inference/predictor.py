@@ -51,7 +51,7 @@ class SparseRefinePredictor:
         cfg: the config, frozen. model: the model, in eval mode.
         refines: whether it is a SparseRefine.
         metadata: `stuff_classes`, K names, and `stuff_colors`, K times (R,G,B): those of the data
-            set in DATASETS.TEST, else DATASETS.CLASS_NAMES, else made up.
+            set in DATASETS.TEST, else DATASETS.CLASS_NAMES, else generated.
 
     Raises:
         ValueError: no such name, file or device.

@@ -20,10 +20,10 @@ from .outputs import Job, write_outputs
 from .predictor import SparseRefinePredictor
 from .video import Pictures, count_frames, predict_video
 
-# What a file of a user, or too little memory for it, can lead to.
-FAULTS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, cv2.error)
-# Faults of the disk: they would meet every input after this one.
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What a file of a user, or too little memory for it, can raise.
+INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, cv2.error)
+# Of the disk: every later input would fail alike.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass
@@ -72,10 +72,10 @@ class Run:
                 except KeyboardInterrupt:
                     report.stopped, report.interrupted = "stopped", True
                     break
-                except FAULTS as error:
+                except INPUT_ERRORS as error:
                     reason = str(error) or type(error).__name__
                     report.failed.append((job.source, reason))
-                    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+                    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                         report.stopped = f"stopped: {reason}"
                         break
                 bar.update(end - bar.n)

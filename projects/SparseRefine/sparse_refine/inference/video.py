@@ -73,11 +73,11 @@ def predict_video(
     on_frame: Callable[[dict[str, np.ndarray]], None],
     max_frames: int | None = None,
 ) -> None:
-    """Write the videos of a job, at the rate of the source, each whole or not at all.
+    """Write the videos of a job, at the rate of the source, each atomically.
 
     Args:
         on_frame: called with each frame's pictures; what it raises stops the video.
-        max_frames: stop after so many, None for all.
+        max_frames: stop after this number, None for all.
 
     Raises:
         OSError: the source cannot be read, or ends long before it says; the output cannot be
@@ -163,7 +163,7 @@ class VideoFile:
     def write(self, picture: np.ndarray) -> None:
         if self._writer is None:
             self._size = picture.shape
-            # the encoder drops the last row or column of odd sides, and knows none of one pixel
+            # the encoder drops the last row or column of odd sides, and takes no side of one pixel
             width, height = (side + side % 2 for side in (picture.shape[1], picture.shape[0]))
             fourcc = cv2.VideoWriter_fourcc(*CODEC)
             self._writer = cv2.VideoWriter(self.path, fourcc, self.rate, (width, height))

@@ -72,7 +72,23 @@ def build_architecture(cfg: CfgNode, name: str, key: str = "MODEL.META_ARCHITECT
     check_pixel_statistics(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, "MODEL")
     check_point_rend(cfg)
     model = architecture(cfg)
-    return model if getattr(architecture, "refines", False) else apply_configured(model, cfg)
+    if getattr(architecture, "refines", False):
+        return model
+    model.register_forward_hook(_no_loss_without_labels)
+    return apply_configured(model, cfg)
+
+
+def _no_loss_without_labels(model: nn.Module, args: tuple, output):
+    """A hook on dense models: where no pixel of a training batch has a label, Detectron2's heads
+    return the mean over no pixels, NaN, which ends the training. The right loss is 0."""
+    if not model.training or not isinstance(output, dict):
+        return output
+    ignore = getattr(getattr(model, "sem_seg_head", model), "ignore_value", None)
+    labels = [item["sem_seg"] for item in args[0] if "sem_seg" in item]
+    if ignore is None or not labels or any((each != ignore).any() for each in labels):
+        return output
+    nothing = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0.0  # DDP: every one
+    return {key: nothing if loss.isnan() else loss for key, loss in output.items()}
 
 
 def build_model(cfg: CfgNode) -> nn.Module:

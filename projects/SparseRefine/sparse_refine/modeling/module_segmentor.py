@@ -23,6 +23,9 @@ def add_module_config(cfg: CfgNode) -> None:
     cfg.MODEL.MODULE.PRETRAINED = False
     cfg.MODEL.MODULE.FORMAT = ""  # channel order it wants, "RGB" or "BGR"; "" takes INPUT.FORMAT
     cfg.MODEL.MODULE.SIZE_DIVISIBILITY = 1  # images are padded to a multiple of it, >= 1
+    # Which entry of what it returns holds the class scores: an index of a tuple or list ("0"), a
+    # key of a dict; "" for a tensor, or "out" of a dict (torchvision).
+    cfg.MODEL.MODULE.OUTPUT = ""
 
 
 @META_ARCH_REGISTRY.register()
@@ -36,6 +39,7 @@ class ModuleSegmentor(Segmentor):
         module: float (B,3,H,W) -> class scores (B,K,h,w) of any size (brought to H x W bilinearly),
             or a dict that holds them under "out" (torchvision). In training, "aux" of that dict
             joins the loss with half the weight.
+        output: where else they are: an index of a tuple or list, or a key of a dict; "" for none.
         options: of `Segmentor`: pixel_mean, pixel_std, flip_channels, size_divisibility,
             score_type, ignore_label.
 
@@ -47,9 +51,16 @@ class ModuleSegmentor(Segmentor):
     weights_prefix = "network."
 
     @configurable
-    def __init__(self, module: nn.Module, **options):
+    def __init__(self, module: nn.Module, *, output: str | int = "", **options):
         super().__init__(**options)
         self.network = module
+        self.output = output
+
+    def train(self, mode: bool = True) -> ModuleSegmentor:
+        try:
+            return super().train(mode)
+        except NotImplementedError:  # a module of torch.export keeps the mode it was exported in
+            return self
 
     @classmethod
     def comes_with_weights(cls, cfg: CfgNode) -> bool:
@@ -76,6 +87,7 @@ class ModuleSegmentor(Segmentor):
             )
         return {
             "module": module,
+            "output": node.OUTPUT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "flip_channels": node.FORMAT not in ("", cfg.INPUT.FORMAT),
@@ -95,16 +107,26 @@ class ModuleSegmentor(Segmentor):
         return losses
 
     def _checked(self, output) -> torch.Tensor:
-        scores = output.get("out") if isinstance(output, dict) else output
-        if not isinstance(scores, torch.Tensor) or scores.dim() != 4:
-            kind = (
-                tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            )
-            raise ValueError(
-                f"{type(self.network).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
-                "that holds them under 'out', are needed"
-            )
-        return scores
+        scores = output
+        if isinstance(output, dict):
+            scores = output.get(self.output or "out")
+        elif isinstance(output, (tuple, list)) and self.output != "":
+            index = int(self.output)
+            scores = output[index] if -len(output) <= index < len(output) else None
+        if isinstance(scores, torch.Tensor) and scores.dim() == 4:
+            return scores
+        kind = type(output).__name__
+        if isinstance(output, torch.Tensor):
+            kind = str(tuple(output.shape))
+        elif isinstance(output, dict):
+            kind = f"a dict of {list(output)}"
+        elif isinstance(output, (tuple, list)):
+            kind = f"a {kind} of {len(output)}"
+        raise ValueError(
+            f"{type(self.network).__name__} returned {kind}: class scores (B,K,h,w), or a dict "
+            "that holds them under 'out', are needed. MODEL.MODULE.OUTPUT (module_output of "
+            f"SparseRefine.wrap) says which entry holds them; it is {self.output!r}"
+        )
 
 
 def as_segmentor(module: nn.Module, **options) -> nn.Module:

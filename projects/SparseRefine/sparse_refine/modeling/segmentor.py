@@ -11,6 +11,8 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import nn
 
+from .inputs import check_inputs
+
 
 class Segmentor(nn.Module, ABC):
     """Base class: Detectron2's contract around `scores`, which a subclass defines.
@@ -64,21 +66,24 @@ class Segmentor(nn.Module, ABC):
         Raises:
             ValueError: training of a model whose `score_type` is not "logits".
         """
+        check_inputs(batched_inputs, self.training, 0, self.ignore_label)
         device = self.pixel_mean.device
         images = ImageList.from_tensors(
             [self._normalise(item["image"].to(device)) for item in batched_inputs],
             self.size_divisibility,
         )
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        pixels = images.tensor.to(dtype)  # of a model made half or double
         if self.training:
             if self.score_type != "logits":
                 raise ValueError(
                     f"{type(self).__name__} cannot be trained: its model returns "
                     f"{self.score_type}, and cross-entropy needs logits"
                 )
-            labels = [item["sem_seg"].to(device) for item in batched_inputs]
+            labels = [item["sem_seg"].to(device).long() for item in batched_inputs]
             labels = ImageList.from_tensors(labels, self.size_divisibility, self.ignore_label)
-            return self.losses(images.tensor, labels.tensor)
-        scores = self.scores(images.tensor)
+            return self.losses(pixels, labels.tensor)
+        scores = self.scores(pixels)
         return [
             {"sem_seg": self._resized(score, size, tuple(images.tensor.shape[-2:]), item)}
             for score, size, item in zip(scores, images.image_sizes, batched_inputs)

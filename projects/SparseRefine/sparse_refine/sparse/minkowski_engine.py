@@ -155,5 +155,5 @@ def _import_minkowski():
 def _advice(complaint: str) -> str:
     return (
         f"MinkowskiEngine {complaint}: install it with `make env` (docs/installation.md), or set "
-        " MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing more"
+        "MODEL.SPARSE_REFINE.EXTRACTOR.BACKEND torch, which needs nothing more"
     )

@@ -12,6 +12,7 @@ import torch
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..sparse.precision import warn_of_slow_bfloat16
 from ..storage.checkpointer import SafeCheckpointer
 from ..storage.weights import load_weights
 
@@ -22,6 +23,7 @@ class CPUAutocastTrainer(SimpleTrainer):
     """SOLVER.AMP on the CPU: bfloat16, which needs no loss scaling (Detectron2's wants CUDA)."""
 
     def run_step(self):
+        warn_of_slow_bfloat16("SOLVER.AMP.ENABLED True on a CPU")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             super().run_step()
 

@@ -29,6 +29,13 @@ from ..evaluation.checks import check_datasets
 from ..modeling.building import build_model
 from ..storage.checkpointer import SafeCheckpointer
 from ..storage.weights import state_digest
+from .checks import (
+    check_loader_keys,
+    check_not_overwritten,
+    check_something_to_learn,
+    check_test_keys,
+    check_training,
+)
 from .hooks import BestCheckpointer, CPUAutocastTrainer, SelectionPrinter
 from .resuming import kept_solver_keys, seed_iteration, warn_of_changed_solver
 
@@ -46,7 +53,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ wraps CPU modules in a way DDP refuses
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_training(cfg)
         check_datasets(cfg)
+        if type(self).build_train_loader.__func__ is Trainer.build_train_loader.__func__:
+            check_loader_keys(cfg)
+            check_something_to_learn(cfg)
         model = self.build_model(cfg)
         self._frozen = getattr(model, "frozen", ())
         self._supplied = supplied_weights(cfg, model)
@@ -91,6 +102,8 @@ class Trainer(DefaultTrainer):
                 "MODEL.SPARSE_REFINE.BASE.WEIGHTS and MODEL.WEIGHTS are both '': the frozen base "
                 "would keep random weights. Set BASE.WEIGHTS to the base's own checkpoint"
             )
+        if not (resume and self.checkpointer.has_checkpoint()):
+            check_not_overwritten(self.cfg, "MODEL.WEIGHTS", self.cfg.MODEL.WEIGHTS)
         super().resume_or_load(resume)
         loader = self._trainer.data_loader
         stream = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
@@ -199,6 +212,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: another number of evaluators, or none that can resume.
         """
+        check_test_keys(cfg)
         check_datasets(cfg)
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

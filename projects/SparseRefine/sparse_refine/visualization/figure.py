@@ -93,4 +93,5 @@ def best_window(
 ) -> tuple[int, int]:
     """Top left corner of the window (height, width) with the most improved pixels less degraded
     ones: wrong before and right after, less right before and wrong after."""
+    # (H,W) of 1 improved, -1 degraded, 0 else; where the truth is ignored nothing equals it
     return densest_window((fused == truth).astype(np.float32) - (coarse == truth), size)

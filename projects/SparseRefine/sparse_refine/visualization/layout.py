@@ -81,9 +81,10 @@ def fit_tile(
         factor = side // longest if enlarge else 1
         return picture.repeat(factor, 0).repeat(factor, 1)
     size = max(1, round(width * side / longest)), max(1, round(height * side / longest))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # mean of the pixels under each
     if keep is None or not keep.any():
         return small
+    # sum of kept values over the number of kept pixels; the area's factor cancels out
     weight = cv2.resize(keep.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     found = weight > 0
     for channel in range(picture.shape[2]):

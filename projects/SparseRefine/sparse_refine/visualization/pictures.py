@@ -30,7 +30,7 @@ def distinct_colors(count: int) -> list[list[int]]:
 
 def overlay(image: np.ndarray, labels: np.ndarray, colors, alpha: float = 0.5) -> np.ndarray:
     """Class colours over an image: (H,W,3) uint8 RGB; a label without a colour leaves the image."""
-    palette = np.asarray(colors, dtype=np.uint8)
+    palette = np.asarray(colors, dtype=np.uint8)  # (K,3)
     painted = palette[np.minimum(labels, len(palette) - 1)]
     mixed = cv2.addWeighted(image, 1 - alpha, painted, alpha, 0)
     unknown = labels >= len(palette)
@@ -39,7 +39,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colors, alpha: float = 0.5) -
 
 
 def write_label_map(path: str | Path, labels: np.ndarray, colors) -> None:
-    """Labels (H,W) as PNG that keeps every id, whole or not at all; `read_labels` reads it back.
+    """Write labels (H,W) as PNG, atomically, with every id kept: `read_labels` reads them back.
 
     Up to 256 classes it is an indexed PNG of 8 bits with the classes' colours, which viewers show;
     with more a grey one of 16 bits, which has no palette.
@@ -70,7 +70,7 @@ def write_label_map(path: str | Path, labels: np.ndarray, colors) -> None:
 
 
 def write_picture(path: str | Path, picture: np.ndarray, quality: int = 92) -> None:
-    """(H,W,3) uint8 RGB as the format of the path's ending, whole or not at all.
+    """Write (H,W,3) uint8 RGB in the format of the path's extension, atomically.
 
     Raises:
         ValueError: a side is longer than the format holds (JPEG: 65535, WebP: 16383 pixels).
@@ -89,7 +89,7 @@ def write_picture(path: str | Path, picture: np.ndarray, quality: int = 92) -> N
 def entropy_picture(entropy: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:
     """Entropy (h,w) in nats -> (H,W,3) uint8 RGB, dark where sure; the scale is 0..ln K, the same
     for every image. `size` is (H,W)."""
-    share = entropy / max(math.log(num_classes), 1e-6)
+    share = entropy / max(math.log(num_classes), 1e-6)  # (h,w); of one class ln K is 0
     grey = (255 * np.clip(share, 0, 1)).astype(np.uint8)
     colored = cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1]
     return cv2.resize(colored, size[::-1], interpolation=cv2.INTER_NEAREST)
@@ -121,7 +121,7 @@ def densest_window(weights: np.ndarray, size: tuple[int, int]) -> tuple[int, int
     """Top left corner of the window (height, width) with the largest sum of `weights` (H,W), float;
     of a window that does not fit, as much as fits."""
     height, width = min(size[0], weights.shape[0]), min(size[1], weights.shape[1])
-    total = cv2.integral(weights)
+    total = cv2.integral(weights)  # (H+1,W+1): sums of all that lies above and to the left
     sums = (
         total[height:, width:]
         - total[:-height, width:]

@@ -59,7 +59,7 @@ def build_models(
 ) -> tuple[dict[str, SparseRefine], list[str]]:
     """By preset, SparseRefine; and which parts have random weights.
 
-    Without `presets` it is the config's own alone; another extractor than the UNet stands by its
+    Without `presets` it is the config's own alone; an extractor without presets is listed by its
     name. They share all but the extractor.
     """
     random = [] if cfg.MODEL.WEIGHTS or base_has_weights(cfg) else ["the base"]

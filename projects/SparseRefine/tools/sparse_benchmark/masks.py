@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of selected pixels for `benchmark_sparse.py`: read, made up, grown, shrunk and tiled.
+"""Masks of selected pixels for `benchmark_sparse.py`: read, generated, grown, shrunk and tiled.
 
 The selector works at half resolution or less, so that masks consist of blocks; 2x2 ones here.
 """
@@ -61,7 +61,7 @@ def synthetic_mask(
 
 def at_density(mask: np.ndarray, density: float) -> np.ndarray:
     """The mask shrunk or grown to a share of its pixels: 2x2 blocks are ranked by their distance to
-    its edge, negative inside, and the first so many are kept. Sides must be even, or lose a pixel.
+    its edge, negative inside, and the first of them are kept. Sides must be even, or lose a pixel.
     """
     blocks = mask[: mask.shape[0] // 2 * 2 : 2, : mask.shape[1] // 2 * 2 : 2]
     inside = blocks.astype(np.uint8)

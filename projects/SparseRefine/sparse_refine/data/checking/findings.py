@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """`is_fault`: training or evaluation stops there, or means something else than it says. All
-    others are warnings: somebody should look."""
+    """`is_fault`: training or evaluation would stop there, or its numbers would be wrong. All
+    others are warnings, to be looked at."""
 
     is_fault: bool
     meaning: str

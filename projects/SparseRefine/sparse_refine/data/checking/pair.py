@@ -105,6 +105,7 @@ def _check_values(
         counts = counts[values]
     else:
         values, counts = np.unique(labels, return_counts=True)
+    # ascending again: a table of labels reads by value
     most = np.sort(np.argsort(-counts, kind="stable")[:MOST_VALUES])
     pair.counts = dict(zip(values[most].tolist(), counts[most].tolist()))
     if pair.counts and set(pair.counts) == {ignore_label}:

@@ -26,11 +26,12 @@ def make_soil(rng, height: int, width: int, light: np.ndarray) -> list[np.ndarra
 
     shading = relief(surface, light, rng.uniform(0.7, 1.2))
     small = (max(width // 8, 1), max(height // 8, 1))
+    # the mean height around, at an eighth of the size: what lies below it is moist and dark
     mean = cv2.GaussianBlur(cv2.resize(surface, small, interpolation=cv2.INTER_AREA), (0, 0), 2)
     hollow = np.clip(surface - cv2.resize(mean, (width, height)), -10, 8)
     moist = 1.5 * fractal_noise(rng, height, width, 512, 16, 0.6) + rng.uniform(-1.5, 1.8)
     moist -= 0.12 * hollow
-    moist = 1 / (1 + np.exp(-moist))
+    moist = 1 / (1 + np.exp(-moist))  # (H,W), share 0..1 of the wet colour
     moss = fractal_noise(rng, height, width, 128, 8, 0.7) - rng.uniform(0.8, 1.6)
     moss = np.clip(1.5 * moss, 0, 1) * rng.uniform(0.5, 1.0)
     tone = 1 + 0.42 * shading + 0.045 * hollow
@@ -43,7 +44,7 @@ def make_soil(rng, height: int, width: int, light: np.ndarray) -> list[np.ndarra
     green = np.array([104, 110, 58]) * rng.uniform(0.7, 1.1)
     grey = np.array([172, 163, 154]) * rng.uniform(0.85, 1.15)
     planes = []
-    for c in range(3):
+    for c in range(3):  # a plane at a time: float32 of all three would be the peak of memory
         plane = moist * np.float32(wet[c] - dry[c]) + np.float32(dry[c])
         plane += moss * (np.float32(green[c]) - plane)
         plane += stone * (np.float32(grey[c]) - plane)
@@ -56,6 +57,7 @@ def _crumbs(rng, height: int, width: int, pitch: float) -> np.ndarray:
     dots = np.full((height + 64, width + 64), 255, np.uint8)
     count = int(dots.size / pitch**2) + 1
     dots[rng.integers(0, dots.shape[0], count), rng.integers(0, dots.shape[1], count)] = 0
+    # a Voronoi diagram: each pixel's distance to its nearest dot, and which one that is
     away, owner = cv2.distanceTransformWithLabels(
         dots, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -71,7 +73,7 @@ def _scatter_stones(rng, surface: np.ndarray) -> np.ndarray:
     tint = np.zeros_like(surface)
     stamps = [_stone(rng) for _ in range(12)]
     count = rng.poisson((height + 80) * (width + 80) / 2600)
-    radii = np.minimum(2.2 * rng.pareto(1.5, count) + 2.2, 40.0)
+    radii = np.minimum(2.2 * rng.pareto(1.5, count) + 2.2, 40.0)  # many small, few large
     corners = rng.uniform((-40, -40), (width + 40, height + 40), (count, 2)) - radii[:, None]
     kinds = rng.integers(len(stamps), size=count)
     greys = rng.uniform(-0.5, 0.9, count).clip(0)
@@ -92,7 +94,7 @@ def _stone(rng, size: int = 48) -> np.ndarray:
     """A dome with an irregular foot, (size, size) float32 in 0..1."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     theta, foot = np.arctan2(y, x), 0.82
-    for k in (2, 3, 4, 5, 7):
+    for k in (2, 3, 4, 5, 7):  # harmonics of the outline, weaker the finer
         foot = foot + rng.uniform(-0.22, 0.22) / k * np.cos(k * theta + rng.uniform(0, TURN))
     c, s, flat = math.cos(foot[0, 0] * 40), math.sin(foot[0, 0] * 40), rng.uniform(0.6, 1.0)
     radius = np.hypot(x * c + y * s, (y * c - x * s) / flat)

@@ -26,6 +26,7 @@ def illuminate(rng, planes, creases, labels, light) -> list[np.ndarray]:
     """
     height, width = labels.shape
     plant = (labels != SOIL).astype(np.float32)
+    # leaves bulge: height grows with the root of the distance to the nearest crease
     inside = np.sqrt(np.minimum(cv2.distanceTransform(creases, cv2.DIST_L2, 3), 14))
     vein = (inside == 0).astype(np.float32)
     texture = fractal_noise(rng, height, width, 32, 2, 0.75)
@@ -58,6 +59,7 @@ def expose(rng, planes: Sequence[np.ndarray]) -> np.ndarray:
     for plane in planes:
         gain = exposure * rng.uniform(0.93, 1.07)
         plane = cv2.GaussianBlur(plane, (0, 0), blur)
+        # a sensor's noise is a little soft: neighbours share it since colours are interpolated
         grain = cv2.GaussianBlur(white_noise(rng, plane.shape), (0, 0), 0.6)
         exposed.append(cv2.addWeighted(plane, gain, grain, noise, 0, dtype=cv2.CV_8U))
     return cv2.merge(exposed)

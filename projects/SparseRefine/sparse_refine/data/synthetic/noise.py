@@ -36,7 +36,7 @@ def fractal_noise(
         field = cv2.resize(field, (cols, rows), interpolation=cv2.INTER_LINEAR)
         field = cv2.scaleAdd(white_noise(rng, (rows, cols)), amplitude, field)
         power += amplitude**2
-    field *= np.float32(power**-0.5)
+    field *= np.float32(power**-0.5)  # variances of independent octaves add up
     field = cv2.resize(field, (cols * cell, rows * cell), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(field[:height, :width])
 

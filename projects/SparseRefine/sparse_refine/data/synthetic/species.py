@@ -24,7 +24,7 @@ def crop(rng, base, layers, color) -> None:
     """A rosette: stalks in a spiral of one, three or five lobed leaflets; inner ones higher."""
     size, lobes, depth = rng.uniform(0.6, 1.25), int(rng.integers(3, 6)), rng.uniform(0.3, 0.5)
     count = int(rng.integers(5, 10))
-    young = np.arange(count) / count
+    young = np.arange(count) / count  # 0..1, outer leaves are the oldest and longest
     angle = rng.uniform(0, TURN) + SPIRAL * np.arange(count) + rng.normal(0, 0.2, count)
     length = size * rng.uniform(95, 150, count) * (1 - 0.6 * young)
     stalks = arcs(base, angle, length, rng.normal(0, 0.3, count), 12)
@@ -32,6 +32,7 @@ def crop(rng, base, layers, color) -> None:
     leaflet = size * rng.uniform(48, 68, count) * (1 - 0.35 * young)
     stalk_color, tones = color * 0.9 + np.array([18, 12, 8]), _leaf_colors(rng, color, count)
 
+    # leaflets: one at the end of each stalk, then pairs along it; `owner` is the stalk's number
     owner, spot = [np.arange(count)], [stalks[:, -1]]
     out, share = [heading[:, -1]], [np.ones(count)]
     stems, pairs = [], rng.integers(1, 3, count) * (young < 0.7)
@@ -51,6 +52,7 @@ def crop(rng, base, layers, color) -> None:
     tones = tones[owner] * rng.uniform(0.9, 1.08, (len(owner), 1))
     stalks = ribbons(stalks, rng.uniform(2.4, 4.4, count) * size, 0.5)
     stems = ribbons(np.concatenate(stems), 1.6 * size, 0.3)
+    # the inner, younger half stands above the outer one and shades it
     for level, low, high in ((1, 0, count // 2), (2, count // 2, count)):
         add_parts(layers[level], stalks[low:high], stalk_color, CROP)
         add_parts(
@@ -110,7 +112,7 @@ def feather(rng, base, layers, color) -> None:
     tones = _leaf_colors(rng, color, count)
     at = np.repeat(np.arange(3, 14), 2)
     side = np.where(np.arange(len(at)) % 2, 1, -1)
-    reach = size * 26 * np.sin(math.pi * (at - 1) / 14)
+    reach = size * 26 * np.sin(math.pi * (at - 1) / 14)  # longest in the middle of a leaf
     for path, heading, tone in zip(paths, headings(paths), tones):
         aside = heading[at] + side * rng.uniform(0.6, 1.1, len(at))
         threads = arcs(path[at], aside, reach * rng.uniform(0.6, 1.2, len(at)), -0.2 * side, 5)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands where in SparseRefine's forward: three predictions that all differ, by hand, and what
+an evaluation's records belong to."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from sparse_refine import SparseRefine, Trainer
+from sparse_refine.coarse import CoarsePass
+from sparse_refine.ensembler import GatedEnsembler
+from sparse_refine.extractors import Extractor
+from sparse_refine.losses import LossWeights
+from sparse_refine.modeling.building import build_model
+from sparse_refine.selector import EntropySelector
+
+METHOD = "MODEL.SPARSE_REFINE."
+# Three classes over a 2 x 4 image at half size: the left pixel is sure of class 0, the right one
+# is not, and says 0; refined says 1, with probabilities (1, 3, 1) / 5; fused 2, with (1, 1, 6) / 8.
+SCORES = torch.tensor([[[9.0, 0.2]], [[0.0, 0.1]], [[0.0, 0.0]]])
+COARSE, REFINED, FUSED = [0.2, 0.1, 0.0], [0.0, math.log(3), 0.0], [0.0, 0.0, math.log(6)]
+LABELS = torch.tensor([[0, 0, 2, 255], [0, 0, 1, 2]])  # at the sites: 2, ignored, 1, 2
+
+
+class Base(nn.Module):
+    def forward(self, inputs):
+        self.contexts = [item["image"] for item in inputs]
+        return [{"sem_seg": SCORES.clone()} for _ in inputs]
+
+
+class Given(nn.Module):
+    """A row of logits for every site; keeps what it was called with."""
+
+    def __init__(self, row):
+        super().__init__()
+        self.row = nn.Parameter(torch.tensor(row))
+
+    def forward(self, *given):
+        self.given = given
+        return self.row.expand(4, -1)
+
+
+class GivenExtractor(Given, Extractor):
+    pass
+
+
+def model_of(**options) -> SparseRefine:
+    return SparseRefine(
+        coarse=CoarsePass(base=Base(), num_classes=3, scale=0.5),
+        selector=EntropySelector(threshold=0.5),
+        extractor=GivenExtractor(REFINED),
+        ensembler=Given(FUSED),
+        **options,
+    )
+
+
+# ---- forward -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_ensembler_gets_coarse_first_and_refined_second(training):
+    model = model_of().train(training)
+    model([{"image": torch.zeros(3, 2, 4), "sem_seg": LABELS}])
+    coarse, refined = model.ensembler.given
+    torch.testing.assert_close(coarse, torch.tensor([COARSE] * 4))
+    assert torch.equal(refined, model.extractor.row.expand(4, -1))
+
+
+def test_the_gate_reads_both_from_their_own_places():
+    """A trained gate knows which is which: it was trained with the coarse logits first."""
+    model = model_of().eval()
+    model.ensembler = gate = GatedEnsembler(num_classes=3).eval()
+    (output,) = model([{"image": torch.zeros(3, 2, 4)}])
+    expected = gate(torch.tensor([COARSE]), torch.tensor([REFINED]))[0]
+    other = gate(torch.tensor([REFINED]), torch.tensor([COARSE]))[0]
+    torch.testing.assert_close(output["sem_seg"][:, 1, 3], expected)
+    assert not torch.allclose(expected, other)
+
+
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_the_fused_prediction_is_the_answer(output):
+    model = model_of(output=output).eval()
+    (result,) = model([{"image": torch.zeros(3, 2, 4)}])
+    labels = [[0, 0, 2, 2]] * 2
+    if output == "labels":
+        assert result["labels"].tolist() == labels
+    else:
+        assert result["sem_seg"].argmax(0).tolist() == labels
+        assert torch.equal(result["sem_seg"][:, 0, 2], torch.tensor(FUSED))
+    record = result["refinement"]
+    assert record.labels.tolist() == labels
+    assert record.coarse.tolist() == [0] * 4
+    assert record.refined.tolist() == [1] * 4
+    assert record.fused.tolist() == [2] * 4
+    assert record.label_map("refined").tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_losses_of_predictions_that_differ():
+    # of labels 2, 1, 2: refined has 1/5, 3/5, 1/5, fused 6/8, 1/8, 6/8
+    refined = -(2 * math.log(1 / 5) + math.log(3 / 5)) / 3
+    fused = -(2 * math.log(6 / 8) + math.log(1 / 8)) / 3
+    # fused, class 1: (2 * 1/8 + 1) / (3/8 + 1 + 1); class 2: (2 * 12/8 + 1) / (18/8 + 2 + 1)
+    dice = 1 - (1.25 / 2.375 + 4 / 5.25) / 2
+    model = model_of(loss_weights=LossWeights(refined=0.5, fused=2.0, dice=3.0)).train()
+    losses = model([{"image": torch.zeros(3, 2, 4), "sem_seg": LABELS}])
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        {"loss_refined": 0.5 * refined, "loss_fused": 2 * fused, "loss_dice": 3 * dice}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["refined", "fused", "dice"])
+def test_each_loss_teaches_what_it_is_named_after(name):
+    """The gradient of the refined loss stops at the extractor's logits, that of the others at the
+    fused ones: nothing here connects the two."""
+    weights = {"refined": 0.0, "fused": 0.0, "dice": 0.0, name: 1.0}
+    model = model_of(loss_weights=LossWeights(**weights)).train()
+    sum(model([{"image": torch.zeros(3, 2, 4), "sem_seg": LABELS}]).values()).backward()
+    moved = {
+        part: bool(module.row.grad.abs().sum() > 0)
+        for part, module in (("refined", model.extractor), ("fused", model.ensembler))
+    }
+    assert moved == {"refined": name == "refined", "fused": name != "refined"}
+
+
+def test_the_log_tells_the_three_apart():
+    model = model_of().train()
+    with EventStorage() as storage:
+        model([{"image": torch.zeros(3, 2, 4), "sem_seg": LABELS}])
+    logged = {name.rpartition("/")[2]: value for name, (value, _) in storage.latest().items()}
+    expected = {"accuracy_coarse": 0, "accuracy_refined": 1 / 3, "accuracy_fused": 2 / 3}
+    assert logged == pytest.approx({"fraction": 0.5, **expected})
+
+
+def test_an_extractor_is_handed_what_the_base_saw():
+    """The very tensors, by which one that listens to the base finds its feature maps again."""
+    model = model_of().eval()
+    model([{"image": torch.rand(3, 2, 4)}, {"image": torch.rand(3, 2, 4)}][:1])
+    (selection,) = model.extractor.given
+    assert [one is two for one, two in zip(selection.contexts, model.coarse.base.contexts)] == [
+        True
+    ]
+    assert selection.contexts[0].shape == (3, 1, 2) and selection.images[0].shape == (3, 2, 4)
+    torch.testing.assert_close(selection.coarse, torch.tensor([COARSE] * 4))
+
+
+# ---- what the records of an evaluation belong to -------------------------------------------------
+
+
+@pytest.fixture
+def evaluation(make_cfg, tiny_dataset, tmp_path):
+    """run(*options) -> number of images that an evaluation looked at which went on from the records
+    of a first one, with the same weights and other keys."""
+    name = tiny_dataset(count=3)
+    data = ("DATASETS.TRAIN", (), "DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path))
+
+    def run(*options, given=()):
+        model = build_model(make_cfg(*data, *given)).eval()
+        Trainer.test(make_cfg(*data, *given), model)
+        seen = []
+        model.register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
+        Trainer.test(make_cfg(*data, *given, *options), model, resume=True)
+        return len(seen)
+
+    return SimpleNamespace(run=run, dense=("MODEL.META_ARCHITECTURE", "TinyBase"))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("INPUT.FORMAT", "BGR"),
+        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
+        (METHOD + "OUTPUT", "labels"),
+        (METHOD + "COARSE_INTERPOLATION", "bilinear"),
+        (METHOD + "BASE.SCALE", 0.25),
+        (METHOD + "BASE.TEMPERATURE", 2.0),
+        (METHOD + "SELECTOR.THRESHOLD", 0.5),
+        (METHOD + "EXTRACTOR.PRECISION", "bfloat16"),
+    ],
+)
+def test_records_of_other_settings_are_refused(evaluation, key, value):
+    """Whatever changes a prediction."""
+    with pytest.raises(ValueError, match="other weights or another configuration"):
+        evaluation.run(key, value)
+
+
+@pytest.mark.parametrize("key, value", [("INPUT.FORMAT", "BGR"), ("INPUT.SCALE", 0.5)])
+def test_records_of_a_dense_model_at_other_settings_are_refused(evaluation, key, value):
+    with pytest.raises(ValueError, match="other weights or another configuration"):
+        evaluation.run(key, value, given=evaluation.dense)
+
+
+def test_records_of_the_same_predictions_are_taken_up(evaluation, tmp_path):
+    """What the weights are called, and what training alone reads, changes no prediction."""
+    options = ["MODEL.WEIGHTS", "some.pth", METHOD + "BASE.WEIGHTS", "base.pth"]
+    options += [METHOD + "COARSE_CACHE", str(tmp_path / "cache"), "SOLVER.BASE_LR", 0.5]
+    assert evaluation.run(*options) == 0
