@@ -16,8 +16,10 @@ from sparse_refine.selector import (
     MarginSelector,
     RandomBudgetSelector,
     entropy,
+    entropy_map,
     expand_mask,
     highest,
+    keep_entropy,
     margin,
 )
 from sparse_refine.sites import View
@@ -272,3 +274,17 @@ def test_a_selector_of_ones_own_is_a_class_and_a_name(make_cfg):
         assert output["refinement"].sites.tolist() == [[0, 0]]
     finally:
         del SELECTOR_REGISTRY._obj_map["CornerSelector"]
+
+
+def test_a_kept_entropy_is_computed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "sparse_refine.selector.entropy", lambda logits: calls.append(1) or entropy(logits)
+    )
+    logits = torch.randn(3, 4, 5)
+    for _ in range(2):  # nobody said that it stays as it is
+        entropy_map(logits)
+        logits += 1
+    assert len(calls) == 2
+    keep_entropy(logits)
+    assert entropy_map(logits) is entropy_map(logits) and len(calls) == 3

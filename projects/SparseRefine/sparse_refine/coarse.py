@@ -197,8 +197,8 @@ class CoarsePass(nn.Module):
         if len(scores) > 1 and distribution:
             raise ValueError(
                 f"the base {type(self.base).__name__} returns values in 0..1 that sum to 1 over "
-                "the classes, which are no logits: set MODEL.SPARSE_REFINE.BASE.SCORE_TYPE (score_type "
-                "of SparseRefine.wrap) to 'probabilities'"
+                "the classes, which are no logits: set MODEL.SPARSE_REFINE.BASE.SCORE_TYPE "
+                "(score_type of SparseRefine.wrap) to 'probabilities'"
             )
 
     def at_sites(

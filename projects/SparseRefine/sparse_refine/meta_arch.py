@@ -12,7 +12,6 @@ import itertools
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
@@ -24,9 +23,13 @@ from .losses import LossWeights, refinement_losses
 from .modeling import as_segmentor
 from .modeling.building import lookup, score_type_of
 from .modeling.inputs import check_inputs
-from .resampling import argmax_labels, enlarge, enlarge_labels, repeat_nearest
-from .results import Refinement, full_size_outputs
-from .selector import SELECTOR_REGISTRY, EntropySelector, Selector, entropy
+from .results import image_result
+from .selector import (
+    SELECTOR_REGISTRY,
+    EntropySelector,
+    Selector,
+    keep_entropy,
+)
 from .sites import Sites, View
 
 
@@ -208,6 +211,8 @@ class SparseRefine(nn.Module):
         return {**item, **images}
 
     def _select(self, outputs: list[CoarseOutput], views: list[View]) -> Sites:
+        for out in outputs:
+            keep_entropy(out.logits)
         parts = [self.selector(out.logits, view) for out, view in zip(outputs, views)]
         return Sites.of_images(parts, [view.size for view in views])
 
@@ -233,26 +238,7 @@ class SparseRefine(nn.Module):
     def _results(self, inputs, outputs, sites: Sites, *logits) -> list[dict]:
         """`logits`: coarse, refined, fused, (P,K) each."""
         parts = zip(inputs, outputs, sites.by_image(), *(sites.split(x) for x in logits))
-        return [self._result(*part) for part in parts]
-
-    def _result(self, item: dict, out: CoarseOutput, yx: torch.Tensor, *logits) -> dict:
-        size = tuple(item["image"].shape[-2:])
-        wanted = item.get("height", size[0]), item.get("width", size[1])
-        coarse, refined, fused = (argmax_labels(x.t()) for x in logits)  # (P,) each
-        result = full_size_outputs(out.others, tuple(out.logits.shape[-2:]), wanted)
-        y, x = yx.unbind(1)
-        if self.output == "logits":
-            full = enlarge(out.logits, size, self.coarse.interpolation)  # (K,H,W)
-            full[:, y, x] = logits[2].t().to(full.dtype)  # autocast
-            labels = argmax_labels(full)
-            resized = wanted != size
-            result["sem_seg"] = sem_seg_postprocess(full, size, *wanted) if resized else full
-        else:
-            labels = enlarge_labels(out.logits, size, self.coarse.interpolation)  # (H,W)
-            labels[y, x] = fused
-            result["labels"] = repeat_nearest(labels, wanted) if wanted != size else labels
-        result["refinement"] = Refinement(labels, yx, coarse, refined, fused, entropy(out.logits))
-        return result
+        return [image_result(*part, self.output, self.coarse.interpolation) for part in parts]
 
 
 def _selection(inputs, outputs, sites: Sites, coarse: torch.Tensor, views) -> Selection:

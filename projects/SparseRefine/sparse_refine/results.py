@@ -14,9 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from .resampling import repeat_nearest
+from .coarse import CoarseOutput
+from .resampling import argmax_labels, enlarge, enlarge_labels, repeat_nearest
+from .selector import entropy_map
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,41 @@ class Refinement:
         labels = self.labels.clone()
         labels[self.sites[:, 0], self.sites[:, 1]] = getattr(self, kind)
         return labels
+
+
+def image_result(
+    item: dict,
+    out: CoarseOutput,
+    yx: torch.Tensor,
+    coarse: torch.Tensor,
+    refined: torch.Tensor,
+    fused: torch.Tensor,
+    output: str,
+    interpolation: str,
+) -> dict:
+    """What SparseRefine returns for one image, see its `forward`.
+
+    Args:
+        item: the input. out: what the base said of it.
+        yx: (P,2) int64 sites. coarse, refined, fused: (P,K) logits at them.
+        output: "logits" or "labels". interpolation: how coarse logits get to full size.
+    """
+    size = tuple(item["image"].shape[-2:])
+    wanted = item.get("height", size[0]), item.get("width", size[1])
+    predictions = [argmax_labels(logits.t()) for logits in (coarse, refined, fused)]  # (P,) each
+    result = full_size_outputs(out.others, tuple(out.logits.shape[-2:]), wanted)
+    y, x = yx.unbind(1)
+    if output == "logits":
+        full = enlarge(out.logits, size, interpolation)  # (K,H,W)
+        full[:, y, x] = fused.t().to(full.dtype)  # autocast
+        labels = argmax_labels(full)  # (H,W)
+        result["sem_seg"] = sem_seg_postprocess(full, size, *wanted) if wanted != size else full
+    else:
+        labels = enlarge_labels(out.logits, size, interpolation)  # (H,W)
+        labels[y, x] = predictions[2]
+        result["labels"] = repeat_nearest(labels, wanted) if wanted != size else labels
+    result["refinement"] = Refinement(labels, yx, *predictions, entropy_map(out.logits))
+    return result
 
 
 def full_size_outputs(output: dict, low: tuple[int, int], size: tuple[int, int]) -> dict:

@@ -18,11 +18,14 @@ import torch
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .resampling import first_under, nearest_index, pixels_under
 from .sites import View
 
 logger = logging.getLogger(__name__)
+
+_MAPS = WeakTensorKeyDictionary()  # logits of a forward pass -> their entropy, None before it
 
 SELECTOR_REGISTRY = Registry("SPARSE_REFINE_SELECTOR")
 SELECTOR_REGISTRY.__doc__ = """
@@ -34,6 +37,22 @@ as `selector(logits, view)`, see `Selector`.
 def entropy(logits: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """-sum p ln(clamp(p, 1e-5)) over `dim`, p = softmax(logits): nats, 0..ln K (section 3.2)."""
     return distribution_entropy(logits.softmax(dim), dim)
+
+
+def keep_entropy(logits: torch.Tensor) -> None:
+    """Let `entropy_map` of these logits (K,h,w), which nobody changes any more, be computed once:
+    a selector asks for it, and the record of the refinement."""
+    _MAPS[logits] = None
+
+
+def entropy_map(logits: torch.Tensor) -> torch.Tensor:
+    """`entropy` of logits (K,h,w) -> (h,w); the one that is kept, see `keep_entropy`."""
+    kept = _MAPS.get(logits)
+    if kept is None:
+        kept = entropy(logits)
+        if logits in _MAPS:
+            _MAPS[logits] = kept
+    return kept
 
 
 def distribution_entropy(probabilities: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -101,7 +120,7 @@ class EntropySelector(Selector):
         return {"threshold": threshold}
 
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
-        return expand_mask(~(entropy(logits) <= self.threshold), view)
+        return expand_mask(~(entropy_map(logits) <= self.threshold), view)
 
 
 @SELECTOR_REGISTRY.register()
@@ -230,7 +249,7 @@ class BudgetSelector(_Budget):
     """A budget of the pixels of highest entropy."""
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
-        return entropy(logits)
+        return entropy_map(logits)
 
 
 @SELECTOR_REGISTRY.register()
