@@ -45,12 +45,18 @@ def test_one_coarse_pass_serves_all(model):
     assert len(model.coarse.base.calls) == 2
 
 
+def fail(*_):
+    raise RuntimeError("in the middle")
+
+
 def test_the_model_is_left_as_it_was(model):
     selector = model.selector
     half = BudgetSelector(fraction=0.5)
-    with pytest.raises(KeyError), one_coarse_pass(model), selecting(model, half):
-        assert model.selector is half
-        model([{}])
+    half.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        with one_coarse_pass(model), selecting(model, half):
+            assert model.selector is half
+            model([{"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}])
     assert model.selector is selector and "forward" not in vars(model.coarse)
 
 

@@ -91,8 +91,8 @@ def test_limits():
             inside = levels <= index
             part = confusion_matrix(coarse[inside], truth[inside], CLASSES, CLASSES)
             selected[index] += part
-            mended = np.where(inside & (truth < CLASSES), truth, coarse)
-            corrected[index] += confusion_matrix(mended, truth, CLASSES, CLASSES)
+            with_truth = np.where(inside & (truth < CLASSES), truth, coarse)
+            corrected[index] += confusion_matrix(with_truth, truth, CLASSES, CLASSES)
     np.testing.assert_array_equal(limits.selected, selected)
     np.testing.assert_array_equal(limits.oracle(), corrected)
     shares = limits.errors_found()

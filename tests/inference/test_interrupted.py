@@ -161,7 +161,7 @@ def test_broken_files(run, tmp_path, capsys, save, written):
     for line, name in zip(failed, names):
         assert name in line
     assert "40 x 30" in failed[-1] and "--max-megapixels" in failed[-1]
-    # once they are mended, a resumed run does those alone
+    # once they are replaced, a resumed run does those alone
     for name in names:
         (folder / name).unlink()
     save(folder / "b_text.jpg")

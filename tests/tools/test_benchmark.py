@@ -222,9 +222,15 @@ def test_stages_leave_the_model_as_it_was_and_nest(make_cfg, tool):
 def test_a_failing_model_is_left_as_it_was(make_cfg, tool):
     models, _ = tool("model_benchmark.arms").build_models(make_cfg(), None, None)
     (model,) = models.values()
-    with pytest.raises(KeyError):
-        StageTimer(model)([{}])
+
+    def fail(*_):
+        raise RuntimeError("in the middle")
+
+    model.selector.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        StageTimer(model)([{"image": torch.zeros(3, *SIZE, dtype=torch.uint8)}])
     assert not {"_select", "_results"} & set(vars(model))
+    assert not {"context", "at_sites"} & set(vars(model.coarse))
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])

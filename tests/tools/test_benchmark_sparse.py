@@ -190,7 +190,7 @@ def test_calls_take_turns():
     seconds = take_turns(calls, CPU, repeats=2, turn=0)
     assert order == ["a", "b", "a", "b"]
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
-    assert len(take_turns(calls, CPU, repeats=9, least=3, budget=0, turn=0)["a"]) == 3
+    assert len(take_turns(calls, CPU, repeats=9, min_rounds=3, budget=0, turn=0)["a"]) == 3
     assert median_and_spread([3.0, 1.0, 2.0]) == (2.0, (1.0, 3.0))
 
 

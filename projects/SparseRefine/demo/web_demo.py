@@ -30,6 +30,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="of the model zoo; several give a choice (default: all that refine)")  # fmt: skip
     add("--config-file", help="yaml of a SparseRefine of your own")
     add("--weights", help="its checkpoint (default: its MODEL.WEIGHTS)")
+    add("--trust-code", action="store_true", help="run code that the yaml names")
     add("--host", default="127.0.0.1", help="name or address to listen on; 0.0.0.0: all there are")
     add("--port", type=int, default=7860, help="0: any that is free")
     add("--max-megabytes", type=float, default=32, help="of 2**20 bytes, of an uploaded file")
@@ -86,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
         examples = []
         try:
-            predictors = load_predictors(args.model, args.config_file, args.weights, args.opts)
+            predictors = load_predictors(
+                args.model, args.config_file, args.weights, args.opts, args.trust_code
+            )
             if args.examples:  # made when first asked for
                 records = DatasetCatalog.get("synthetic_field_val")[: args.examples]
                 examples = [record["file_name"] for record in records]

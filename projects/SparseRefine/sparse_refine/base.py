@@ -33,6 +33,12 @@ def build_base(cfg: CfgNode) -> nn.Module:
     base = build_architecture(own, node.META_ARCHITECTURE, _KEY)
     if node.WEIGHTS:
         load_base_weights(base, node.WEIGHTS, node.WEIGHTS_PREFIX, cfg.MODEL.ALLOW_PICKLE)
+    elif not cfg.MODEL.WEIGHTS and not base_has_weights(cfg):  # Detectron2's trainer does not look
+        logger.warning(
+            f"MODEL.SPARSE_REFINE.BASE.WEIGHTS and MODEL.WEIGHTS are both '': the frozen base "
+            f"{type(base).__name__} has random weights until a checkpoint of the whole model is "
+            "loaded. Set BASE.WEIGHTS to the base's own checkpoint"
+        )
     return base
 
 

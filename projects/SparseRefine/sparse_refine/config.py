@@ -18,7 +18,7 @@ from detectron2.config import CfgNode as CN
 
 from .data import register_folders
 from .data.keys import add_data_config
-from .modeling import add_modeling_config
+from .modeling import add_modeling_config, trust
 from .modeling.importing import import_projects, named_projects
 
 
@@ -153,27 +153,39 @@ def add_method_config(cfg: CN) -> None:
     node.LOSS.DICE_WEIGHT = 0.0  # soft Dice of the fused probabilities
 
 
-def load_config(path: str, opts: Sequence = ()) -> CfgNode:
+def load_config(path: str, opts: Sequence = (), *, trust_code: bool = False) -> CfgNode:
     """A frozen config: Detectron2's defaults, this project's, the yaml at `path`, KEY VALUE pairs.
 
     The yaml's PROJECTS are imported; the rest is as `with_options` has it.
 
+    Args:
+        trust_code: consent to the code that the yaml names, see modeling/trust.py.
+
     Raises:
         KeyError: a key that is not declared, with its name.
-        ValueError: a value of another type than the key's, or a key without a value.
+        ValueError: a value of another type than the key's, or a key without a value; or code that
+            needs consent.
     """
     cfg = get_cfg()
-    import_projects(cfg, named_projects(path, opts))
+    projects = named_projects(path, opts)
+    if trust_code or trust.given("PROJECTS", opts):
+        trust.trust(projects)
+    for project in projects:
+        trust.check_project(project, path)
+    import_projects(cfg, projects)
     add_sparse_refine_config(cfg)
-    cfg.merge_from_file(path)
-    return with_options(cfg, opts)
+    cfg.merge_from_file(path, allow_unsafe=False)  # no Python objects
+    trust.check_pickles(path, cfg.MODEL.ALLOW_PICKLE, opts, trust_code)
+    trust.note_source(cfg.MODEL.MODULE.PATH, str(path))
+    return with_options(cfg, opts, trust_code=trust_code)
 
 
-def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
+def with_options(cfg: CfgNode, opts: Sequence = (), *, trust_code: bool = False) -> CfgNode:
     """A frozen copy of a config with KEY VALUE pairs, ready for a model to be built of it.
 
     MODEL.DEVICE becomes "cpu" where there is no CUDA device; folders of DATASETS.FOLDERS are
-    registered.
+    registered. `trust_code` consents to the code that MODEL.MODULE.PATH names; a pair that sets the
+    key does so too.
 
     Raises:
         KeyError, ValueError: as `load_config`.
@@ -187,6 +199,8 @@ def with_options(cfg: CfgNode, opts: Sequence = ()) -> CfgNode:
             raise ValueError(f"{list(opts)}: pairs, but one KEY has no VALUE") from error
         message = str(error).replace("Non-existent key", "Non-existent config key")
         raise KeyError(f"{message}, in {list(opts)}") from error
+    if trust_code or trust.given("MODEL.MODULE.PATH", opts):
+        trust.trust([cfg.MODEL.MODULE.PATH])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     node = cfg.MODEL.SPARSE_REFINE

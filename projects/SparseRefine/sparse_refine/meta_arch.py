@@ -17,6 +17,7 @@ from torch import nn
 
 from .base import build_base
 from .coarse import CoarseOutput, CoarsePass
+from .data.registration import register_folders
 from .ensembler import ENSEMBLER_REGISTRY, GatedEnsembler, RefinedEnsembler
 from .extractors import EXTRACTOR_REGISTRY, Extractor, Selection, SparseUNetExtractor
 from .losses import LossWeights, refinement_losses
@@ -78,6 +79,7 @@ class SparseRefine(nn.Module):
         node, classes = cfg.MODEL.SPARSE_REFINE, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if classes < 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: it must be at least 1")
+        register_folders(cfg)  # Detectron2's own trainer builds the model first, then its loaders
         weights = LossWeights.from_config(cfg)
         selector, extractor, ensembler = (
             lookup(registry, f"MODEL.SPARSE_REFINE.{part}.NAME", node[part].NAME)

@@ -44,7 +44,7 @@ from model_benchmark.arms import build_models, read_sites
 from model_benchmark.records import measure, table
 from tabulate import tabulate
 
-from sparse_refine.commands.arguments import output_file, positive
+from sparse_refine.commands.arguments import add_trust_code, output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.evaluation.machine import describe_machine
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", *args.opts]
     if args.channels_last:
         options += ["MODEL.CHANNELS_LAST", True]
-    cfg = load_config(args.config_file, options)
+    cfg = load_config(args.config_file, options, trust_code=args.trust_code)
     if not refines(cfg):
         parser.error(
             f"--config-file {args.config_file}: MODEL.META_ARCHITECTURE is "
@@ -124,6 +124,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=positive, default=1, help="images a call")
     parser.add_argument("--repeats", type=positive, default=3, help="rounds")
     parser.add_argument("--json", type=output_file, required=True, metavar="OUT")
+    add_trust_code(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
 

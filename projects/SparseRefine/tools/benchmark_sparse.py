@@ -19,7 +19,7 @@ matmul and matmul-bf16 are matrix products (sites, 9 C_in) x (9 C_in, C_out), th
 
 How it is measured:
 - On a GPU float32 means TF32 for all of them: engines differ by up to 1e-3 there.
-- Engines take turns after a warm-up; the median, and the least and the largest.
+- Engines take turns after a warm-up; the median, the minimum and the maximum.
 - Single convolutions are timed with their maps made, and with weights and features as a layer
   within a network has them; `maps` is the time to make them, for six levels. A UNet's time includes
   its maps. Down and up use the sites of mode "reach", which all engines can have; the UNets and
@@ -140,7 +140,7 @@ def argument_parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(option, nargs="+", type=positive, default=default, help=what)
     parser.add_argument("--unets", nargs="+", choices=list(PRESETS), default=list(PRESETS)[::-1])
-    parser.add_argument("--repeats", type=positive, default=9, help="most rounds of a case")
+    parser.add_argument("--repeats", type=positive, default=9, help="rounds of a case, at most")
     parser.add_argument(
         "--budget", type=float, default=4.0, help="seconds a case, then 3 rounds are enough"
     )

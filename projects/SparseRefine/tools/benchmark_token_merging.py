@@ -41,7 +41,7 @@ from model_benchmark import merging
 from model_benchmark.arms import read_sites
 from tabulate import tabulate
 
-from sparse_refine.commands.arguments import output_file, positive
+from sparse_refine.commands.arguments import add_trust_code, output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.evaluation.machine import describe_machine
@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", "MODEL.CHANNELS_LAST", args.channels_last]
     if args.segformer:
         options += merging.segformer_options(args.segformer)
-    cfg = load_config(args.config_file, [*options, *args.opts])
+    options += args.opts
+    cfg = load_config(args.config_file, options, trust_code=args.trust_code)
     device = torch.device(cfg.MODEL.DEVICE)
     try:
         sites = None if args.sites is None else read_sites(args.sites, size).to(device)
@@ -119,6 +120,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=positive, default=3, help="rounds")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for them")
     parser.add_argument("--json", type=output_file, required=True, metavar="OUT")
+    add_trust_code(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
     return parser
 

@@ -19,7 +19,7 @@ did to one image (with the last seed).
 import argparse
 from pathlib import Path
 
-from sparse_refine.commands.arguments import errors_in_a_line
+from sparse_refine.commands.arguments import add_trust_code, errors_in_a_line
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
@@ -48,6 +48,7 @@ def main(arguments=None):
     parser.add_argument("--oracle", action="store_true", help="the last arm with the truth, too")
     parser.add_argument("--figure", help="file for the picture")
     parser.add_argument("--image", type=int, default=0, help="its place in the data set, from 0")
+    add_trust_code(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every arm")
     args = parser.parse_args(arguments)
     args.opts = args.opts[args.opts[:1] == ["--"] :]  # argparse leaves it in, or not, by version
@@ -81,7 +82,8 @@ def run(args, output: Path, seed) -> list:
             values = [value.replace("{seed}", seed) for value in values]
         path, weights, *own = values
         own = [part for pair in own for part in pair.split("=", 1)]
-        cfg = load_config(path, [*args.opts, *own, "MODEL.WEIGHTS", weights, *IN_PROCESS])
+        options = [*args.opts, *own, "MODEL.WEIGHTS", weights, *IN_PROCESS]
+        cfg = load_config(path, options, trust_code=args.trust_code)
         if not arms:
             dataset, distance = cfg.DATASETS.TEST[0], cfg.TEST.BOUNDARY_DISTANCE
         oracle = args.oracle and number == len(args.arm)

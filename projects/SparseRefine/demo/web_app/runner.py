@@ -162,7 +162,11 @@ class Runner:
 
 
 def load_predictors(
-    names: Sequence[str], config_file: str | None, weights: str | None, opts: Sequence[str] = ()
+    names: Sequence[str],
+    config_file: str | None,
+    weights: str | None,
+    opts: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> dict[str, SparseRefinePredictor]:
     """Name in the page -> predictor: models of the zoo by `names`, and a yaml with its weights.
     Without either, every model of the zoo that refines.
@@ -184,7 +188,9 @@ def load_predictors(
         raise ValueError("the model zoo has no model that refines: give --config-file, --weights")
     predictors = {}
     for name, checkpoint in wanted.items():
-        predictor = SparseRefinePredictor(name, checkpoint, opts=[*OPTIONS, *opts])
+        predictor = SparseRefinePredictor(
+            name, checkpoint, opts=[*OPTIONS, *opts], trust_code=trust_code
+        )
         if not predictor.refines:
             raise ValueError(
                 f"{name}: MODEL.META_ARCHITECTURE is {predictor.cfg.MODEL.META_ARCHITECTURE!r}, "

@@ -45,12 +45,22 @@ def errors_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(str(error))
 
 
+def add_trust_code(parser: argparse.ArgumentParser) -> None:
+    """--trust-code: consent to the code that a yaml names, see modeling/trust.py."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run code that the yaml names: PROJECTS, MODEL.MODULE.PATH, pickled checkpoints",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model NAME, or --config-file C [--weights W]: a SparseRefine."""
+    """--model NAME, or --config-file C [--weights W] [--trust-code]: a SparseRefine."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help="of the model zoo: rgbweed/sparse_refine")
     source.add_argument("--config-file", metavar="C", help="yaml of a SparseRefine")
     parser.add_argument("--weights", metavar="W", help="else MODEL.WEIGHTS of the config")
+    add_trust_code(parser)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -85,6 +95,8 @@ def load_refining(args: argparse.Namespace, opts: list, why: str) -> SparseRefin
             model it ends with `why`.
     """
     check_model(args)
-    predictor = SparseRefinePredictor(args.model or args.config_file, args.weights, opts=opts)
+    predictor = SparseRefinePredictor(
+        args.model or args.config_file, args.weights, opts=opts, trust_code=args.trust_code
+    )
     check_refines(args, predictor.cfg, why)
     return predictor

@@ -191,7 +191,9 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
     options = ["DATASETS.TRAIN", (), *(["DATASETS.TEST", (args.dataset,)] if args.dataset else [])]
     options += args.opts
     if args.base_only:
-        cfg = model_zoo.with_base_weights(load_config(args.config_file, options))
+        cfg = model_zoo.with_base_weights(
+            load_config(args.config_file, options, trust_code=args.trust_code)
+        )
         check_refines(args, cfg, NOTHING_TO_CALIBRATE)
     else:
         predictor = load_refining(args, options, NOTHING_TO_CALIBRATE)

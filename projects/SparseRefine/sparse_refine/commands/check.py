@@ -37,7 +37,7 @@ from ..data.checking import (
 from ..data.checking.report import dataset_table, findings_table, record
 from ..evaluation.checks import check_datasets
 from ..storage.files import write_text
-from .arguments import errors_in_a_line, output_file
+from .arguments import add_trust_code, errors_in_a_line, output_file
 
 FOLDER_OPTIONS = ("labels", "split", "classes", "class_names")
 
@@ -73,7 +73,7 @@ def what_to_check(args) -> tuple[list[tuple[Listing, int | None, int | None]], l
     if args.dataset:
         listings = [list_registered(name) for name in dict.fromkeys(args.dataset)]
         return [(one, _count(one.class_names), one.ignore_label) for one in listings], []
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, trust_code=args.trust_code)
     findings = []
     try:
         check_datasets(cfg)
@@ -117,6 +117,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--show", type=int, default=10, help="messages of each kind; 10")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="all of it, for programs")
+    add_trust_code(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     return parser

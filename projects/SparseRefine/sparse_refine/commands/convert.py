@@ -23,6 +23,7 @@ from ..config import load_config
 from ..conversion import FORMATS, Format, compare, convert, read_tensors
 from ..modeling.building import build_model, refines
 from ..storage.weights import save_weights
+from .arguments import add_trust_code
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="read a .pkl, which runs whatever code it holds: only from a source that you trust",
     )
+    add_trust_code(parser)
     parser.add_argument("opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
     args = parser.parse_args(arguments)
     if not args.output.endswith(".safetensors"):
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     form = FORMATS[args.format]
     converted, report = convert(read_tensors(args.input, args.allow_pickle), form.rules)
     if args.config_file:
-        compare(report, converted, expected_tensors(form, args.config_file, args.opts))
+        compare(report, converted, expected_tensors(form, args))
     print(report.summary())
     if not args.config_file:
         print("not held against a model: give --config-file for that")
@@ -71,9 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{args.output}: {len(converted)} tensors for {form.target}")
 
 
-def expected_tensors(form: Format, path: str, opts: list[str]) -> dict:
+def expected_tensors(form: Format, args: argparse.Namespace) -> dict:
     """The tensors of the yaml's model that the format fills: a base's, or a refiner's."""
-    cfg = load_config(path, ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", "", *opts])
+    options = ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", "", *args.opts]
+    cfg = load_config(args.config_file, options, trust_code=args.trust_code)
     if form.part != ("",):
         model = build_model(cfg)
         return {name: t for name, t in model.state_dict().items() if name.startswith(form.part)}

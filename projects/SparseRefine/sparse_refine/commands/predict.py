@@ -39,6 +39,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--model", metavar="NAME", help="of the model zoo: rgbweed/sparse_refine, ...")
     add("--config-file", help="yaml of a model of your own")
     add("--weights", help="its checkpoint (default: its MODEL.WEIGHTS)")
+    add("--trust-code", action="store_true", help="run code that the yaml names")
     add("--output", default="output/predictions", help="folder for everything it writes")
     add("--budget", type=float, metavar="FRACTION", help="of the pixels to refine, 0 to 1")
     add("--show-why", action="store_true", help="write panels")
@@ -162,6 +163,7 @@ def load_predictor(args: argparse.Namespace):
         args.weights,
         device=args.device,
         opts=[*output, *args.opts],
+        trust_code=args.trust_code,
     )
     if args.budget is not None:
         predictor.set_budget(args.budget)

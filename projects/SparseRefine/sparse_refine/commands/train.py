@@ -21,12 +21,15 @@ from ..config import load_config
 from ..inference import model_zoo
 from ..inference.loading import load_model
 from ..training import Trainer
+from .arguments import add_trust_code
 from .memory import keep_freed_memory
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, with loggers, seed and output folder set up."""
-    cfg = model_zoo.with_weights_found(load_config(args.config_file, args.opts))
+    trust_code = getattr(args, "trust_code", False)  # Detectron2's own parser has no such flag
+    cfg = load_config(args.config_file, args.opts, trust_code=trust_code)
+    cfg = model_zoo.with_weights_found(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sparse_refine")
     return cfg
@@ -49,6 +52,7 @@ def main(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer):
 def train(arguments: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer) -> None:
     """Detectron2's command line: as many processes as it asks for."""
     parser = default_argument_parser()
+    add_trust_code(parser)
     args = parser.parse_args(arguments)
     if not args.config_file:
         parser.error("--config-file is needed: the yaml of the model")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files as Pillow and OpenCV open them: bits as stored, 16 bits a channel, orientation."""
+"""Image files as Pillow, OpenCV and tifffile open them: bits as stored, 16 bits a channel,
+orientation."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .tiff import SIGNATURES, Tiff
+
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE = 256, 257, 258
 # offset in the file: after the signature, the length and name of IHDR, and the size
@@ -19,10 +22,14 @@ _PNG_BIT_DEPTH = 24
 
 
 @contextlib.contextmanager
-def opened(file_name: str) -> Iterator[tuple[object, Image.Image]]:
-    """The file and its image, header read; whatever Pillow or OpenCV finds wrong names the file."""
+def opened(file_name: str) -> Iterator[tuple[object, Image.Image | Tiff]]:
+    """The file and its image, header read; whatever a decoder finds wrong names the file. A TIFF
+    that Pillow would not read, or not with all bits, comes as `Tiff`."""
     with PathManager.open(str(file_name), "rb") as file:
         try:
+            if (tiff := _beyond_pillow(file)) is not None:
+                yield file, tiff
+                return
             with Image.open(file) as image:
                 yield file, image
         except Image.DecompressionBombError as error:
@@ -33,8 +40,26 @@ def opened(file_name: str) -> Iterator[tuple[object, Image.Image]]:
             raise OSError(f"{file_name}: cannot be read as an image: {error}") from error
 
 
-def bits_of(file, image: Image.Image) -> int:
+def _beyond_pillow(file) -> Tiff | None:
+    is_tiff = file.read(4) in SIGNATURES
+    file.seek(0)
+    tiff = Tiff(file) if is_tiff else None
+    file.seek(0)
+    if tiff is None or tiff.is_for_pillow:
+        return None
+    width, height = tiff.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > 2 * limit:  # as Pillow checks what it opens
+        raise Image.DecompressionBombError(
+            f"{width} x {height} pixels are more than the {2 * limit} that are taken"
+        )
+    return tiff
+
+
+def bits_of(file, image: Image.Image | Tiff) -> int:
     """Bits a channel as stored, which Pillow's mode does not always tell; of `opened`."""
+    if isinstance(image, Tiff):
+        return image.bits
     if image.format == "PNG":
         position = file.tell()
         file.seek(_PNG_BIT_DEPTH)
@@ -47,26 +72,36 @@ def bits_of(file, image: Image.Image) -> int:
     return 16 if image.mode.startswith("I;16") else 8
 
 
-def decode_16_bit(file) -> np.ndarray:
-    """(H, W, 3 or 4) uint16 in OpenCV's order, blue first."""
+def decode_16_bit(file, image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint16 RGB of a PNG, of which Pillow keeps the upper byte alone."""
     file.seek(0)
-    flags = cv2.IMREAD_UNCHANGED
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), flags)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise OSError("OpenCV cannot decode it")
-    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    width, height = image.size
+    if pixels.shape[:2] != (height, width) or pixels.dtype != np.uint16:
+        raise OSError(
+            f"by its header it is {width} x {height} of 16 bits, but decoded it is "
+            f"{pixels.shape[1]} x {pixels.shape[0]} of {pixels.dtype}"
+        )
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
 
 
-def size_of(image: Image.Image) -> tuple[int, int]:
+def size_of(image: Image.Image | Tiff) -> tuple[int, int]:
     """(height, width) of the upright image; no pixel is decoded."""
     width, height = image.size
-    if image.format == "TIFF":  # newer versions of Pillow give the turned size, older the stored
+    if isinstance(image, Image.Image) and image.format == "TIFF":
+        # newer versions of Pillow give the turned size, older the stored
         width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
     return (width, height) if orientation_of(image) in (5, 6, 7, 8) else (height, width)
 
 
-def orientation_of(image: Image.Image) -> int:
+def orientation_of(image: Image.Image | Tiff) -> int:
     """EXIF orientation 1..8; 1, upright, where there is none or it makes no sense."""
+    if isinstance(image, Tiff):
+        return image.orientation
     try:
         # Of the class itself: a PNG's own method decodes the pixels to look for EXIF after them.
         orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)

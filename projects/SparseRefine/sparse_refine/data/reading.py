@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from .decoding import bits_of, decode_16_bit, opened, orientation_of, size_of, turned
+from .depth import to_8_bits
 from .lossy import lossy_kind
+from .tiff import Tiff
 
 
 def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
@@ -38,37 +41,34 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format of an image is 'RGB' or 'BGR', got {format!r}")
     with opened(file_name) as (file, image):
-        bits = bits_of(file, image)
-        image.load()  # first: Pillow turns a TIFF by itself, and then drops the orientation
-        orientation = orientation_of(image)
-        if bits == 16 and image.mode not in ("L", "I", "I;16", "I;16B", "I;16L"):
-            pixels = decode_16_bit(file)[..., :3]  # Pillow keeps only the upper byte here
-            pixels = cv2.cvtColor(cv2.convertScaleAbs(pixels, alpha=1 / 257), cv2.COLOR_BGR2RGB)
-            if image.format == "TIFF":
-                orientation = 1  # OpenCV, too, turns a TIFF by itself
-        elif image.mode.startswith("I"):
-            pixels = np.asarray(image)
-            low, high = int(pixels.min()), int(pixels.max())
-            if low < 0 or high > 65535:
-                raise ValueError(
-                    f"{file_name}: values from {low} to {high} do not fit 16 bits, and nothing "
-                    "says which of them is white; save the image with 8 or 16 bits a channel"
-                )
-            pixels = cv2.convertScaleAbs(pixels.astype(np.uint16), alpha=1 / 257)
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-        elif image.mode == "F":
-            raise ValueError(
-                f"{file_name}: floating point values, and nothing says which of them is white; "
-                "save the image with 8 or 16 bits a channel"
-            )
+        if isinstance(image, Tiff):
+            orientation, pixels = image.orientation, image.image(file_name)
         else:
-            if image.mode in ("P", "PA"):
-                image = image.convert("RGBA")  # straight to RGB, Pillow warns about transparency
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            bits = bits_of(file, image)
+            image.load()  # first: Pillow turns a TIFF by itself, and then drops the orientation
+            orientation = orientation_of(image)
+            pixels = _pixels_of(file, image, bits, file_name)
     if format == "BGR":
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     pixels = turned(pixels, orientation)
-    return pixels if pixels.flags.writeable else pixels.copy()
+    return np.require(pixels, requirements=["C", "W"])
+
+
+def _pixels_of(file, image: Image.Image, bits: int, file_name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of what Pillow has decoded."""
+    if image.mode == "F":
+        raise ValueError(
+            f"{file_name}: floating point values, and nothing says which of them is white; save "
+            "the image with 8 or 16 bits a channel"
+        )
+    if image.mode.startswith("I"):
+        pixels = to_8_bits(np.asarray(image), file_name)
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    if image.format == "PNG" and bits == 16:
+        return to_8_bits(decode_16_bit(file, image), file_name)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about transparency
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_labels(file_name: str) -> np.ndarray:
@@ -96,6 +96,8 @@ def read_labels(file_name: str) -> np.ndarray:
                 f"{file_name}: {lossy} does not keep class ids, its values change along every "
                 "edge; save label maps as PNG"
             )
+        if isinstance(image, Tiff):
+            return turned(_one_id_a_pixel(_ids_of(image, file_name), file_name), image.orientation)
         image.load()
         if image.mode == "1":
             return np.asarray(image).astype(np.uint8)
@@ -111,17 +113,48 @@ def read_labels(file_name: str) -> np.ndarray:
                 f"{file_name}: a label map holds one integer a pixel, this is an image of mode "
                 f"{image.mode!r}; save it as PNG with 8 or 16 bits"
             )
-        channels = decode_16_bit(file) if bits == 16 else np.asarray(image)
+        channels = decode_16_bit(file, image) if bits == 16 else np.asarray(image)
     if image.mode in ("LA", "PA"):
         return np.ascontiguousarray(channels[..., 0])
-    differs = (channels[..., 0] != channels[..., 1]) | (channels[..., 0] != channels[..., 2])
-    if differs.any():
-        y, x = np.unravel_index(np.argmax(differs), differs.shape)
-        color = channels[y, x, 2::-1] if bits == 16 else channels[y, x, :3]
+    return _one_id_a_pixel(channels, file_name)
+
+
+def _ids_of(image: Tiff, file_name: str) -> np.ndarray:
+    """(H, W, bands) of a label map in a TIFF that Pillow does not read."""
+    if image.kind not in ("uint", "int"):
         raise ValueError(
-            f"{file_name}: these look like colours, not class ids: the pixel at x {x}, y {y} is "
-            f"RGB {tuple(color.tolist())}; a label map holds one id a pixel (grey or palette PNG)"
+            f"{file_name}: a label map holds one integer a pixel, this is {image} (mode 'F' in "
+            "Pillow); save it as PNG with 8 or 16 bits"
         )
+    channels = image.pixels()
+    if channels.dtype in (np.uint8, np.uint16):
+        return channels
+    limits = np.iinfo(np.int32)
+    low, high = int(channels.min()), int(channels.max())
+    if low < limits.min or high > limits.max:
+        raise ValueError(
+            f"{file_name}: values from {low} to {high} are no class ids; a label map holds one id "
+            "a pixel, save it as PNG with 8 or 16 bits"
+        )
+    return channels.astype(np.int32)
+
+
+def _one_id_a_pixel(channels: np.ndarray, file_name: str) -> np.ndarray:
+    """(H, W) of (H, W, 1, 3 or 4): colours are refused. A fourth channel is passed over, as alpha.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    bands = channels.shape[2]
+    if bands > 1:
+        differs = (channels[..., 1 : min(bands, 3)] != channels[..., :1]).any(axis=2)
+        if differs.any():
+            y, x = np.unravel_index(np.argmax(differs), differs.shape)
+            color = tuple(channels[y, x, :3].tolist())
+            raise ValueError(
+                f"{file_name}: these look like colours, not class ids: the pixel at x {x}, y {y} "
+                f"is RGB {color}; a label map holds one id a pixel (grey or palette PNG)"
+            )
     return np.ascontiguousarray(channels[..., 0])
 
 

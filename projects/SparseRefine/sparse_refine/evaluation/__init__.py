@@ -3,7 +3,13 @@
 
 from .cityscapes import CityscapesSemSegEvaluator
 from .evaluator import SparseRefineEvaluator
-from .evaluators import EVALUATOR_TYPES, build_evaluators, check_packages, own_evaluator
+from .evaluators import (
+    EVALUATOR_TYPES,
+    build_evaluators,
+    check_packages,
+    known_metrics,
+    own_evaluator,
+)
 from .panoptic import PanopticEvaluator
 from .predictions import label_map_of, predictions_of
 from .timing import ForwardTimer
@@ -15,6 +21,7 @@ __all__ = [
     "PanopticEvaluator",
     "SparseRefineEvaluator",
     "build_evaluators",
+    "known_metrics",
     "check_packages",
     "label_map_of",
     "own_evaluator",

@@ -44,11 +44,7 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         self._gt_dir = MetadataCatalog.get(dataset_name).gt_dir
 
     def reset(self) -> None:
-        if comm.get_world_size() > 1 and comm.get_local_size() != comm.get_world_size():
-            raise RuntimeError(
-                f"Cityscapes' evaluation needs all processes on one machine, but "
-                f"{comm.get_local_size()} of {comm.get_world_size()} are on this one"
-            )
+        check_one_machine()
         self._folder = None
         if comm.is_main_process():
             self._folder = tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
@@ -102,6 +98,20 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
     def _prediction(self, image_file: str) -> str:
         name = os.path.splitext(os.path.basename(image_file))[0]
         return os.path.join(self._folder_name, f"{name}_pred.png")
+
+
+def check_one_machine() -> None:
+    """
+    Raises:
+        RuntimeError: the processes run on several machines.
+    """
+    if comm.get_world_size() > 1 and comm.get_local_size() != comm.get_world_size():
+        raise RuntimeError(
+            f"Cityscapes' evaluation needs all processes on one machine, but "
+            f"{comm.get_local_size()} of {comm.get_world_size()} are on this one: leave "
+            "DATASETS.TEST empty and evaluate on one machine, or set the data set's evaluator_type "
+            'to "sem_seg"'
+        )
 
 
 def import_cityscapesscripts(name: str):

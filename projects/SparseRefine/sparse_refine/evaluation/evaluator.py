@@ -39,6 +39,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             "file_name" and "sem_seg_file_name".
         output_dir: where the records and `results.json` go; nothing is written without it.
         boundary_distance: half width in pixels of the band that Boundary IoU looks at.
+        ignore_label: no class; None takes the metadata's.
         distributed: gather from all processes, which must then all call `reset` and `evaluate`.
             If False, this process has the whole data set and output_dir for itself.
         resume: keep the records in output_dir, which must have the same tag; see `remaining`.
@@ -53,6 +54,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         boundary_distance: int = 5,
+        ignore_label: int | None = None,
         distributed: bool = True,
         resume: bool = False,
         tag: str = "",
@@ -64,7 +66,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             raise ValueError("resume=True needs the output_dir that holds the records")
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
-        self._ignore_label = metadata.ignore_label
+        self._ignore_label = metadata.ignore_label if ignore_label is None else ignore_label
         records = DatasetCatalog.get(dataset_name)
         if not all("sem_seg_file_name" in record for record in records):
             raise ValueError(

@@ -14,9 +14,14 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEva
 
 from ..data import read_labels
 from ..modeling.building import refines
-from .cityscapes import CityscapesSemSegEvaluator, import_cityscapesscripts
+from .cityscapes import (
+    CityscapesSemSegEvaluator,
+    check_one_machine,
+    import_cityscapesscripts,
+)
 from .evaluator import SparseRefineEvaluator
 from .panoptic import PanopticEvaluator, import_panopticapi
+from .results import metric_names
 
 # The data sets that can be evaluated, by their metadata's `evaluator_type`.
 CITYSCAPES_TYPES = ("cityscapes_sem_seg", "cityscapes_panoptic_seg")
@@ -27,14 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 def check_packages(dataset_name: str) -> None:
-    """Look for what the evaluation of a data set imports, before hours of training.
+    """Look for what the evaluation of a data set needs, before hours of training.
 
     Raises:
         ImportError: Cityscapes' own scores need a package that is not there. One that only panoptic
             bases need is a warning: whether a base is one shows in its outputs alone.
+        RuntimeError: Cityscapes, with processes on several machines.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind in CITYSCAPES_TYPES:
+        check_one_machine()
         import_cityscapesscripts("helpers.labels")
     if kind in PANOPTIC_TYPES:
         try:
@@ -56,18 +63,47 @@ def build_evaluators(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         dataset_name,
         folder,
         boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
+        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         progress=sys.stderr.isatty(),
     )
     beside = []
     if kind in CITYSCAPES_TYPES:
         beside.append(CityscapesSemSegEvaluator(dataset_name))
     elif not (refines(cfg) and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
+        given = "ignore_label" in MetadataCatalog.get(dataset_name).as_dict()
+        ignore = {} if given else {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
         beside.append(
-            SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels)
+            SemSegEvaluator(
+                dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels, **ignore
+            )
         )
     if kind in PANOPTIC_TYPES:
         beside.append(PanopticEvaluator(dataset_name, folder))
     return DatasetEvaluators([*beside, ours])
+
+
+def known_metrics(cfg: CfgNode) -> list[str]:
+    """What SOLVER.BEST_CHECKPOINT_METRIC may name: the accuracies that `build_evaluators` gives for
+    the sets of DATASETS.TEST, by the names under which Detectron2 logs them."""
+    names: list[str] = []
+    for dataset in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(dataset)
+        kind, classes = metadata.get("evaluator_type", None), metadata.get("stuff_classes", [])
+        of_set = [f"sparse_refine/{name}" for name in metric_names(classes, refines(cfg))]
+        if kind in CITYSCAPES_TYPES:
+            of_set += [f"sem_seg/{name}" for name in ("IoU", "iIoU", "IoU_sup", "iIoU_sup")]
+        elif not (refines(cfg) and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
+            of_set += [f"sem_seg/{name}" for name in ("mIoU", "fwIoU", "mACC", "pACC")]
+            of_set += [
+                f"sem_seg/{m}-{name}" for m in ("IoU", "BoundaryIoU", "ACC") for name in classes
+            ]
+        if kind in PANOPTIC_TYPES:
+            of_set += [
+                f"panoptic_seg/{m}{of}" for m in ("PQ", "SQ", "RQ") for of in ("", "_th", "_st")
+            ]
+        several = len(cfg.DATASETS.TEST) > 1
+        names += [f"{dataset}/{name}" if several else name for name in of_set]
+    return names
 
 
 def own_evaluator(evaluator: DatasetEvaluator) -> SparseRefineEvaluator | None:

@@ -59,6 +59,20 @@ def total_results(
     return results
 
 
+def metric_names(class_names: Sequence[str], refined: bool) -> list[str]:
+    """The names of the accuracies that `total_results` gives, higher is better; `refined`: of a
+    SparseRefine, else of a plain model."""
+    none = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+    predictions = REFINED_PREDICTIONS if refined else BASE_PREDICTIONS
+    names = []
+    for prediction in reversed(predictions):
+        prefix = _prefix(prediction, predictions)
+        names += [prefix + name for name in summarize(none, (none[0], none[0]), class_names)]
+        if refined:
+            names += [f"selected/{prediction}/{name}" for name in summarize(none)]
+    return names
+
+
 def results_table(results: dict[str, float], class_names: Sequence[str]) -> str:
     """A row for each prediction, a row for each class, and a line for what an image costs."""
     refined = "selected_fraction" in results

@@ -42,7 +42,7 @@ def take_turns(
     calls: Mapping[str, Callable[[], object]],
     device: torch.device,
     repeats: int = 9,
-    least: int = 3,
+    min_rounds: int = 3,
     budget: float = 8.0,
     turn: float = 0.05,
 ) -> dict[str, list[float]]:
@@ -50,8 +50,8 @@ def take_turns(
 
     Args:
         calls: by name; each has been called before, so that nothing here is warm-up.
-        repeats: most rounds.
-        least: rounds that are made whatever they take, if `repeats` allows.
+        repeats: rounds, at most.
+        min_rounds: rounds that are made whatever they take, if `repeats` allows.
         budget: seconds after which no further round begins.
         turn: seconds; a call that is faster is repeated in its turn until they are over. On a GPU
             such calls follow one another without waiting: a single one is mostly its launch.
@@ -59,7 +59,7 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     start = clock()
     for made in range(repeats):
-        if made >= least and clock() - start > budget:
+        if made >= min_rounds and clock() - start > budget:
             break
         for name, call in calls.items():  # one turn each
             spent = once(call, device)[0]
@@ -82,7 +82,7 @@ def _in_a_row(call: Callable[[], object], count: int) -> None:
 
 
 def median_and_spread(seconds: Iterable[float]) -> tuple[float, tuple[float, float]]:
-    """Median, (least, largest)."""
+    """Median, (minimum, maximum)."""
     seconds = list(seconds)
     return statistics.median(seconds), (min(seconds), max(seconds))
 

@@ -46,6 +46,7 @@ class SparseRefinePredictor:
         device: "cpu", "cuda", "cuda:1" ...; None takes MODEL.DEVICE, or the CPU where torch sees no
             GPU.
         opts: KEY VALUE pairs of the config: ["MODEL.SPARSE_REFINE.OUTPUT", "logits"].
+        trust_code: consent to the code that the yaml or config names, see modeling/trust.py.
 
     Attributes:
         cfg: the config, frozen. model: the model, in eval mode.
@@ -65,8 +66,9 @@ class SparseRefinePredictor:
         *,
         device: str | torch.device | None = None,
         opts: Sequence = (),
+        trust_code: bool = False,
     ):
-        self.cfg = _config(cfg_or_name, weights, device, list(opts))
+        self.cfg = _config(cfg_or_name, weights, device, list(opts), trust_code)
         self.model = load_model(self.cfg)
         self.metadata = _metadata(self.cfg)
         self.input_format = self.cfg.INPUT.FORMAT
@@ -143,16 +145,17 @@ class SparseRefinePredictor:
         return to_logits(output["sem_seg"], kind).softmax(0)
 
 
-def _config(cfg_or_name, weights, device, opts: list) -> CfgNode:
+def _config(cfg_or_name, weights, device, opts: list, trust_code: bool) -> CfgNode:
     if weights is not None:
         opts = ["MODEL.WEIGHTS", os.fspath(weights), *opts]
     if device is not None:
         opts = [*opts, "MODEL.DEVICE", _checked_device(device)]
     if isinstance(cfg_or_name, CfgNode):
-        return model_zoo.with_weights_found(with_options(cfg_or_name, opts))
+        cfg = with_options(cfg_or_name, opts, trust_code=trust_code)
+        return model_zoo.with_weights_found(cfg)
     name = os.fspath(cfg_or_name)
     if os.path.isfile(name):
-        cfg = load_config(name, opts)
+        cfg = load_config(name, opts, trust_code=trust_code)
         if not cfg.MODEL.WEIGHTS and model_zoo.find(name):
             cfg = model_zoo.get_config(model_zoo.find(name), opts)
         return model_zoo.with_weights_found(cfg)

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Code that a yaml names: other Detectron2 projects, and models in a user's own files.
 
-Importing runs that code: such a config has to be trusted as a program is.
+Importing runs that code: trust.py says what a yaml may bring in.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import types
+import typing
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from torch import nn
+
+from .trust import check_module, how_to_consent, tensors_only, trusts
 
 # Compiled operators that Mask2Former and its kin import at the top. For deformable attention they
 # have a fallback in PyTorch; the others serve evaluators that nothing here uses.
@@ -22,7 +27,8 @@ _COMPILED = ("detectron2._C", "MultiScaleDeformableAttention")
 
 
 def import_object(path: str, key: str) -> Any:
-    """What `path` names: "package.module:name" or "path/to/file.py:name".
+    """What `path` names: "package.module:name" or "path/to/file.py:name". It is imported without a
+    question; what a yaml names is `build_named`'s.
 
     A file's path is relative to the working directory; a file is imported once, however many names
     are taken from it. `key` is the config key, for messages.
@@ -32,17 +38,39 @@ def import_object(path: str, key: str) -> Any:
         FileNotFoundError: there is no such file.
         ImportError: there is no such module, or the module has no such name.
     """
-    module, separator, name = path.rpartition(":")
-    if not separator or not module or not name:
-        raise ValueError(
-            f"{key} is {path!r}: 'package.module:name' or 'path/to/file.py:name' is needed"
-        )
+    module, name = _parts(path, key)
     found = _import_module(module, key)
     for part in name.split("."):
         if not hasattr(found, part):
             raise ImportError(f"{key} is {path!r}, but {module} has no {part!r}")
         found = getattr(found, part)
     return found
+
+
+def build_named(path: str, arguments: dict[str, Any], key: str) -> nn.Module:
+    """The module that `path` of a yaml's `key` makes of keyword arguments, checked before anything
+    is imported and again before it is called.
+
+    `path` names a subclass of `nn.Module`, or a function that the named file or package defines. Of
+    code that nobody consented to, an installed package, the function has to say that it returns an
+    `nn.Module`.
+
+    Raises:
+        ValueError: it is nothing of that kind, or code that needs consent, see trust.py.
+        FileNotFoundError, ImportError: as `import_object`.
+    """
+    _parts(path, key)
+    check_module(path, key)
+    found = import_object(path, key)
+    _check_makes_modules(found, path, key)
+    with tensors_only(not trusts(path)):
+        made = found(**arguments)
+    if not isinstance(made, nn.Module):
+        raise ValueError(
+            f"{key} {path!r} returned {type(made).__name__}: an nn.Module is needed (a class, or a "
+            "function that makes one)"
+        )
+    return made
 
 
 def import_projects(cfg: CfgNode, projects: list[str]) -> None:
@@ -82,6 +110,55 @@ def named_projects(path: str, opts: list[str] | tuple[str, ...] = ()) -> list[st
     return list(cfg.PROJECTS)
 
 
+def _parts(path: str, key: str) -> tuple[str, str]:
+    """Module or file, and the name in it."""
+    module, _, name = path.rpartition(":")
+    relative = module.startswith(".") and not module.endswith(".py")
+    if not module or not name or relative:
+        raise ValueError(
+            f"{key} is {path!r}: 'package.module:name' or 'path/to/file.py:name' is needed"
+        )
+    return module, name
+
+
+def _check_makes_modules(found: Any, path: str, key: str) -> None:
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return
+    named = _parts(path, key)[0]
+    module = _import_module(named, key)
+    function = inspect.unwrap(found) if callable(found) else found
+    owner = getattr(found, "__self__", None)  # of a class method: a model's from_pretrained
+    is_builder = inspect.isfunction(function) or (
+        inspect.ismethod(found) and isinstance(owner, type) and issubclass(owner, nn.Module)
+    )
+    home = getattr(function, "__module__", None) or ""
+    accepted = (
+        f"{key} takes a subclass of nn.Module, or a function that {named} defines "
+        "itself and that makes one"
+    )
+    if not is_builder:
+        raise ValueError(f"{key} is {path!r}, which is {_kind(found)}: {accepted}")
+    if home.partition(".")[0] != module.__name__.partition(".")[0]:
+        raise ValueError(f"{key} is {path!r}, which comes from {home!r}: {accepted}")
+    if not trusts(path) and not _returns_module(function):
+        raise ValueError(
+            f"{key} is {path!r}, which does not say that it returns an nn.Module and may do "
+            f"anything: if you trust the call, {how_to_consent()}"
+        )
+
+
+def _kind(found: Any) -> str:
+    return f"a class, {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+def _returns_module(function: Any) -> bool:
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except (AttributeError, NameError, TypeError):  # names that are there for type checkers alone
+        return False
+    return isinstance(returned, type) and issubclass(returned, nn.Module)
+
+
 def _import_module(name: str, key: str) -> types.ModuleType:
     if name.endswith(".py"):
         return _import_file(Path(name), key)
@@ -96,6 +173,7 @@ def _import_module(name: str, key: str) -> types.ModuleType:
 
 def _import_file(path: Path, key: str) -> types.ModuleType:
     """A user's file as a module, the same one at every call: its registrations run once."""
+    path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key} names {str(path)!r}, which is no file")
     path = path.resolve()

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from .importing import import_object
+from .importing import build_named
 from .segmentor import Segmentor
 
 
@@ -78,15 +78,8 @@ class ModuleSegmentor(Segmentor):
         orders = (cfg.INPUT.FORMAT, "RGB", "BGR")
         if node.FORMAT and node.FORMAT not in orders:
             raise ValueError(f"MODEL.MODULE.FORMAT is {node.FORMAT!r}: '', 'RGB' or 'BGR'")
-        make = import_object(node.PATH, "MODEL.MODULE.PATH")
-        module = make(**plain(node.ARGS))
-        if not isinstance(module, nn.Module):
-            raise ValueError(
-                f"MODEL.MODULE.PATH {node.PATH!r} returned {type(module).__name__}: an nn.Module "
-                "is needed (a class, or a function that makes one)"
-            )
         return {
-            "module": module,
+            "module": build_named(node.PATH, plain(node.ARGS), "MODEL.MODULE.PATH"),
             "output": node.OUTPUT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -16,6 +16,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
+from .trust import tensors_only
+
 
 def add_timm_config(cfg: CN) -> None:
     """Declare MODEL.TIMM in `cfg`, in place."""
@@ -92,7 +94,8 @@ def _create(name: str, pretrained: bool, out_indices: tuple[int, ...], options: 
     if out_indices:
         options = {**options, "out_indices": out_indices}
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+        with tensors_only():  # options can name a checkpoint
+            return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except (RuntimeError, TypeError, AssertionError, AttributeError, LookupError) as error:
         raise ValueError(
             f"MODEL.TIMM.NAME {name!r} with OUT_INDICES {list(out_indices)} and OPTIONS {options}: "

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 
 from ..data import read_labels
+from ..evaluation import known_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +62,16 @@ def _value(cfg: CfgNode, key: str):
     return cfg
 
 
-def check_training(cfg: CfgNode) -> None:
+def check_training(cfg: CfgNode, own_loader: bool = True) -> None:
     """
+    Args:
+        own_loader: whether this project's training loader is used.
+
     Raises:
         ValueError: nothing to train on, no iterations, or a file that training would write over is
             one that it reads.
     """
-    if not cfg.DATASETS.TRAIN:
+    if own_loader and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name the data sets to train on")
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: at least 1 is needed")
@@ -93,6 +97,34 @@ def check_not_overwritten(cfg: CfgNode, key: str, path: str) -> None:
             f"{key} is {path!r}, and training would write its own checkpoints over it: OUTPUT_DIR "
             f"is {cfg.OUTPUT_DIR!r}. Set another OUTPUT_DIR"
         )
+
+
+def check_best_metric(cfg: CfgNode, own_evaluators: bool = True) -> None:
+    """Whether an evaluation gives what SOLVER.BEST_CHECKPOINT_METRIC names.
+
+    Raises:
+        ValueError: it does not; lists what there is. Where a subclass has evaluators of its own, or
+            the key was left as it is, a warning: then no best checkpoint is kept.
+    """
+    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+    if not metric or cfg.TEST.EVAL_PERIOD < 1 or not cfg.DATASETS.TEST:
+        return
+    known = known_metrics(cfg)
+    if metric in known:
+        return
+    of_all = [name for name in known if not re.search(r"(IoU|ACC)-", name)]
+    message = (
+        f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, which no evaluation of {cfg.DATASETS.TEST} "
+        f"gives. Known: {', '.join(of_all) or 'nothing'}; of single classes IoU-NAME and "
+        "BoundaryIoU-NAME after the same words; '' keeps no best checkpoint"
+    )
+    default = "sparse_refine/mIoU"
+    if own_evaluators and metric != default:
+        raise ValueError(message)
+    if own_evaluators:
+        logger.warning(message)
+    elif metric != default:
+        logger.warning(f"{message}. It has to come from the subclass's own evaluators")
 
 
 def check_something_to_learn(cfg: CfgNode) -> None:

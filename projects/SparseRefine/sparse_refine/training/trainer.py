@@ -22,7 +22,7 @@ from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base import supplied_weights
-from ..data import build_test_loader, build_train_loader
+from ..data import build_test_loader, build_train_loader, register_folders
 from ..data.loader import ShuffledStream
 from ..evaluation import SparseRefineEvaluator, build_evaluators, own_evaluator
 from ..evaluation.checks import check_datasets
@@ -30,6 +30,7 @@ from ..modeling.building import build_model
 from ..storage.checkpointer import SafeCheckpointer
 from ..storage.weights import state_digest
 from .checks import (
+    check_best_metric,
     check_loader_keys,
     check_not_overwritten,
     check_something_to_learn,
@@ -53,9 +54,14 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ wraps CPU modules in a way DDP refuses
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        check_training(cfg)
-        check_datasets(cfg)
-        if type(self).build_train_loader.__func__ is Trainer.build_train_loader.__func__:
+        own_loader, own_evaluators = map(
+            type(self)._is_own, ("build_train_loader", "build_evaluator")
+        )
+        register_folders(cfg)  # another config of this process may have given the names since
+        check_training(cfg, own_loader)
+        check_datasets(cfg, training=own_loader, evaluation=own_evaluators)
+        check_best_metric(cfg, own_evaluators)
+        if own_loader:
             check_loader_keys(cfg)
             check_something_to_learn(cfg)
         model = self.build_model(cfg)
@@ -140,6 +146,11 @@ class Trainer(DefaultTrainer):
         if self.cfg.SEED < 0:  # drawn: the run's own goes on
             self._seed = state_dict.get("seed", self._seed)
 
+    @classmethod
+    def _is_own(cls, method: str) -> bool:
+        """Whether a classmethod is this class's, not one that a subclass put in its place."""
+        return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
+
     def build_writers(self) -> list[EventWriter]:
         return [*super().build_writers(), SelectionPrinter()]
 
@@ -213,7 +224,9 @@ class Trainer(DefaultTrainer):
             ValueError: another number of evaluators, or none that can resume.
         """
         check_test_keys(cfg)
-        check_datasets(cfg)
+        register_folders(cfg)
+        own_evaluators = evaluators is None and cls._is_own("build_evaluator")
+        check_datasets(cfg, training=False, evaluation=own_evaluators)
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
@@ -234,8 +247,7 @@ class Trainer(DefaultTrainer):
                 ours.watch(model)
             if resume:
                 evaluator = _only(ours, name)
-            own_loader = cls.build_test_loader.__func__ is not Trainer.build_test_loader.__func__
-            if resume and not own_loader:
+            if resume and cls._is_own("build_test_loader"):
                 loader = build_test_loader(cfg, name, keep=ours.remaining)
             else:  # a loader of a subclass gives all images; an image that comes again counts once
                 loader = cls.build_test_loader(cfg, name)

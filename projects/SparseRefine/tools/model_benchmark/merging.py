@@ -136,7 +136,7 @@ def measure(
         del output
     counted = repeats > 1 and min(first.values()) > LONG
     if repeats - counted > 0:
-        rounds = take_turns(calls, device, repeats - counted, least=1, budget=budget, turn=0.0)
+        rounds = take_turns(calls, device, repeats - counted, min_rounds=1, budget=budget, turn=0.0)
     else:
         rounds = {name: [] for name in calls}
     if counted:
@@ -178,7 +178,7 @@ def table(records: list[dict]) -> str:
                 "merging": record["merging"],
                 "head": record["head"],
                 "seconds": f"{record['seconds']:.3f}",
-                "least .. largest": f"{low:.3f} .. {high:.3f}",
+                "min .. max": f"{low:.3f} .. {high:.3f}",
                 "x faster": f"{record['speedup']:.2f}",
                 "GMACs": f"{record['gmacs']:.0f}",
                 "peak MB": "" if record["peak_mb"] is None else f"{record['peak_mb']:.0f}",

@@ -56,7 +56,7 @@ def measure(
                 sites[name] = output[0]["refinement"].sites
             del output
         counted = repeats > 1 and min(first.values()) > LONG
-        rounds = take_turns(calls, device, repeats - counted, least=repeats, turn=0.0)
+        rounds = take_turns(calls, device, repeats - counted, min_rounds=repeats, turn=0.0)
         if counted:
             rounds = {name: [first[name], *rounds[name]] for name in calls}
         rounds = {name: [s / batch for s in seconds] for name, seconds in rounds.items()}
@@ -112,7 +112,7 @@ def table(records: list[dict]) -> str:
                     "precision": record["precision"],
                     "arm": f"{name}/{record['preset']}" if sparse else name,
                     "seconds": f"{arm['seconds']:.3f}",
-                    "least .. largest": f"{low:.3f} .. {high:.3f}",
+                    "min .. max": f"{low:.3f} .. {high:.3f}",
                     "x faster": f"{faster:.2f}",
                     "GMACs": "" if arm["gmacs"] is None else f"{arm['gmacs']:.1f}",
                     "parameters": f"{arm['parameters'] / 1e6:.1f} M",

@@ -17,7 +17,7 @@ from sparse_refine.evaluation.peak_memory import peak_bytes
 from sparse_refine.evaluation.timing import median_and_spread, once, take_turns
 from sparse_refine.storage.files import write_text
 
-LEAST = 3  # rounds
+MIN_ROUNDS = 3
 QUICK = 0.5  # seconds: a faster call is warmed up twice
 # of outputs, as shares of the largest value
 AGREEMENT, TF32_AGREEMENT, HALF_AGREEMENT = 1e-4, 5e-3, 5e-2
@@ -82,7 +82,7 @@ class Recorder:
         # Nothing is prepared in training: where calls are long, the first ones are a round too.
         counted = runs[0].train and sum(first) > self.budget and self.repeats > 1
         rounds = take_turns(
-            calls, self.device, self.repeats - counted, LEAST - counted, self.budget
+            calls, self.device, self.repeats - counted, MIN_ROUNDS - counted, self.budget
         )
         if counted:
             rounds = {place: [first[place], *rounds[place]] for place in rounds}
@@ -197,7 +197,7 @@ def _figures(record: dict) -> dict[str, str]:
     low, high = record["spread"]
     return {
         "seconds": f"{record['seconds']:.4f}",
-        "least .. largest": f"{low:.4f} .. {high:.4f}",
+        "min .. max": f"{low:.4f} .. {high:.4f}",
         "runs": record["repeats"],
         "GFLOP/s": _number(record["gflops"], ".1f"),
         "of roofline": _number(record["roofline_share"], ".0%"),
