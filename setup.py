@@ -44,7 +44,16 @@ setup(
     # OpenCV is left out on purpose: its wheels (opencv-python, -headless, -contrib-python ...) all
     # unpack into cv2/ and overwrite one another, pip does not know that one serves for another, and
     # whoever has a working Detectron2 has one of them.
-    install_requires=["fvcore", "numpy", "pillow>=10.1", "safetensors", "tabulate", "tqdm"],
+    install_requires=[
+        "fvcore",
+        "imagecodecs",
+        "numpy",
+        "pillow>=10.1",
+        "safetensors",
+        "tabulate",
+        "tifffile",
+        "tqdm",
+    ],
     extras_require={
         # Compiled from source against the torch that is there: see the README for pip's options.
         "minkowski": ["MinkowskiEngine>=0.5.4"],

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands where in SparseRefine's forward: three predictions that all differ, by hand, and what
-an evaluation's records belong to."""
+"""What stands where in SparseRefine's forward: three predictions that all differ, by hand."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from sparse_refine import SparseRefine, Trainer
+from sparse_refine import SparseRefine
 from sparse_refine.coarse import CoarsePass
-from sparse_refine.ensembler import GatedEnsembler
+from sparse_refine.ensembler import GatedEnsembler, RefinedEnsembler
 from sparse_refine.extractors import Extractor
 from sparse_refine.losses import LossWeights
-from sparse_refine.modeling.building import build_model
 from sparse_refine.selector import EntropySelector
 
-METHOD = "MODEL.SPARSE_REFINE."
 # Three classes over a 2 x 4 image at half size: the left pixel is sure of class 0, the right one
 # is not, and says 0; refined says 1, with probabilities (1, 3, 1) / 5; fused 2, with (1, 1, 6) / 8.
 SCORES = torch.tensor([[[9.0, 0.2]], [[0.0, 0.1]], [[0.0, 0.0]]])
@@ -27,9 +23,16 @@ LABELS = torch.tensor([[0, 0, 2, 255], [0, 0, 1, 2]])  # at the sites: 2, ignore
 
 
 class Base(nn.Module):
+    """SCORES, as wide as the image; `contexts` keeps all images that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.contexts, self.others = [], {}
+
     def forward(self, inputs):
-        self.contexts = [item["image"] for item in inputs]
-        return [{"sem_seg": SCORES.clone()} for _ in inputs]
+        self.contexts += [item["image"] for item in inputs]
+        widths = [item["image"].shape[-1] for item in inputs]
+        return [{"sem_seg": SCORES[..., :width].clone(), **self.others} for width in widths]
 
 
 class Given(nn.Module):
@@ -136,65 +139,62 @@ def test_the_log_tells_the_three_apart():
 
 
 def test_an_extractor_is_handed_what_the_base_saw():
-    """The very tensors, by which one that listens to the base finds its feature maps again."""
+    """The very tensors, by which one that listens to the base finds its feature maps again; each
+    beside its own image, in a batch of two sizes."""
     model = model_of().eval()
-    model([{"image": torch.rand(3, 2, 4)}, {"image": torch.rand(3, 2, 4)}][:1])
-    (selection,) = model.extractor.given
-    assert [one is two for one, two in zip(selection.contexts, model.coarse.base.contexts)] == [
-        True
-    ]
-    assert selection.contexts[0].shape == (3, 1, 2) and selection.images[0].shape == (3, 2, 4)
-    torch.testing.assert_close(selection.coarse, torch.tensor([COARSE] * 4))
+    images = [torch.full((3, 2, 4), 10.0), torch.full((3, 2, 2), 20.0), torch.full((3, 2, 4), 30.0)]
+    (given,) = extractor_arguments(model, [{"image": image} for image in images])
+    for image, context in zip(images, given.contexts):
+        assert any(context is seen for seen in model.coarse.base.contexts)
+        assert context.mean().item() == pytest.approx(image.mean().item())
+        assert context.shape[-1] == image.shape[-1] // 2
+    assert all(torch.equal(one, two) for one, two in zip(given.images, images))
 
 
-# ---- what the records of an evaluation belong to -------------------------------------------------
+def extractor_arguments(model, inputs):
+    """What the extractor is called with; the rest of forward is left out."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(module, args):
+        raise Stop(args)
+
+    model.extractor.register_forward_pre_hook(stop)
+    with pytest.raises(Stop) as stopped:
+        model(inputs)
+    return stopped.value.args[0]
 
 
-@pytest.fixture
-def evaluation(make_cfg, tiny_dataset, tmp_path):
-    """run(*options) -> number of images that an evaluation looked at which went on from the records
-    of a first one, with the same weights and other keys."""
-    name = tiny_dataset(count=3)
-    data = ("DATASETS.TRAIN", (), "DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path))
-
-    def run(*options, given=()):
-        model = build_model(make_cfg(*data, *given)).eval()
-        Trainer.test(make_cfg(*data, *given), model)
-        seen = []
-        model.register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
-        Trainer.test(make_cfg(*data, *given, *options), model, resume=True)
-        return len(seen)
-
-    return SimpleNamespace(run=run, dense=("MODEL.META_ARCHITECTURE", "TinyBase"))
+def test_other_outputs_come_at_the_size_that_is_asked_for():
+    """The base's map (1,2) of an image of 2 x 4, wanted at 4 x 8."""
+    model = model_of().eval()
+    model.coarse.base.others = {"panoptic_seg": (torch.tensor([[1, 2]]), None)}
+    (result,) = model([{"image": torch.zeros(3, 2, 4), "height": 4, "width": 8}])
+    assert result["panoptic_seg"][0].tolist() == [[1] * 4 + [2] * 4] * 4
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("INPUT.FORMAT", "BGR"),
-        ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
-        (METHOD + "OUTPUT", "labels"),
-        (METHOD + "COARSE_INTERPOLATION", "bilinear"),
-        (METHOD + "BASE.SCALE", 0.25),
-        (METHOD + "BASE.TEMPERATURE", 2.0),
-        (METHOD + "SELECTOR.THRESHOLD", 0.5),
-        (METHOD + "EXTRACTOR.PRECISION", "bfloat16"),
-    ],
-)
-def test_records_of_other_settings_are_refused(evaluation, key, value):
-    """Whatever changes a prediction."""
-    with pytest.raises(ValueError, match="other weights or another configuration"):
-        evaluation.run(key, value)
+# ---- wrap ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key, value", [("INPUT.FORMAT", "BGR"), ("INPUT.SCALE", 0.5)])
-def test_records_of_a_dense_model_at_other_settings_are_refused(evaluation, key, value):
-    with pytest.raises(ValueError, match="other weights or another configuration"):
-        evaluation.run(key, value, given=evaluation.dense)
+def test_wrap_hands_on_what_it_is_given():
+    module = nn.Conv2d(3, 4, 1)
+    statistics = {"pixel_mean": (1.0, 2.0, 3.0), "pixel_std": (4.0, 5.0, 6.0)}
+    options = {"scale": 0.25, "score_type": "scores", "interpolation": "bilinear"}
+    model = SparseRefine.wrap(
+        module, num_classes=4, size_divisibility=8, output="labels", **statistics, **options
+    )
+    coarse, base = model.coarse, model.coarse.base
+    assert {name: getattr(coarse, name) for name in options} == options
+    assert base.pixel_mean.flatten().tolist() == [1, 2, 3]
+    assert base.pixel_std.flatten().tolist() == [4, 5, 6]
+    assert base.size_divisibility == 8 and model.output == "labels"
+    assert model.extractor.pixel_mean.tolist() == [[1, 2, 3]]
+    assert model.extractor.pixel_std.tolist() == [[4, 5, 6]]
 
 
-def test_records_of_the_same_predictions_are_taken_up(evaluation, tmp_path):
-    """What the weights are called, and what training alone reads, changes no prediction."""
-    options = ["MODEL.WEIGHTS", "some.pth", METHOD + "BASE.WEIGHTS", "base.pth"]
-    options += [METHOD + "COARSE_CACHE", str(tmp_path / "cache"), "SOLVER.BASE_LR", 0.5]
-    assert evaluation.run(*options) == 0
+def test_wrap_puts_a_gate_beside_what_is_trained_and_none_beside_what_is_not():
+    for trained, kind in ((True, GatedEnsembler), (False, RefinedEnsembler)):
+        extractor = GivenExtractor([0.0] * 4).requires_grad_(trained)
+        model = SparseRefine.wrap(nn.Conv2d(3, 4, 1), num_classes=4, extractor=extractor)
+        assert type(model.ensembler) is kind

@@ -55,9 +55,12 @@ for name in __main__.COMMANDS:
             __main__.main()
         except SystemExit as end:
             helps[name] = [end.code or 0, text.getvalue()]
+sys.argv = "x check --images field/images --labels field/labels --classes 3 --workers 1".split()
+with contextlib.redirect_stdout(io.StringIO()):
+    checked = __main__.main()
 np.save("labels.npy", SparseRefinePredictor(MODEL)("photo.png")["labels"].numpy())
-found = {"file": sparse_refine.__file__, "helps": helps, "names": model_zoo.names()}
-print(json.dumps(found))
+found = {"helps": helps, "checked": checked, "names": model_zoo.names()}
+print(json.dumps({"file": sparse_refine.__file__, **found}))
 """
 
 
@@ -130,11 +133,12 @@ def test_a_wheel_holds_the_package_the_zoo_and_the_script(wheel):
     assert "sparse-refine = sparse_refine.__main__:main" in script
 
 
-def test_import_predictor_and_help(outside, site):
+def test_import_help_check_and_predictor(outside, site):
     found = json.loads(
         outside(sys.executable, "-c", f"MODEL = {MODEL!r}\n{PROGRAM}").splitlines()[-1]
     )
     assert Path(found["file"]).is_relative_to(site)
+    assert found["checked"] == 0  # of `check`: no faults
     assert MODEL in found["names"] and "rgbweed/sparse_refine" in found["names"]
     assert found["helps"].keys() == COMMANDS.keys()
     for name, (code, text) in found["helps"].items():
@@ -144,7 +148,7 @@ def test_import_predictor_and_help(outside, site):
     assert labels.shape == (192, 256) and (labels == expected).mean() > 0.9999
 
 
-def test_check_train_evaluate_and_predict(outside, site):
+def test_train_evaluate_and_predict(outside, site):
     """A yaml on top of one of the zoo's, whose weights are found inside the wheel."""
     pytest.importorskip("efficientnet_lite_pytorch", reason="the base of the shipped models")
     configs = Path(outside(site / "bin" / "sparse-refine", "configs").strip())
@@ -152,9 +156,6 @@ def test_check_train_evaluate_and_predict(outside, site):
     names = ", ".join(f'"{name}"' for name in CLASS_NAMES)
     (outside.folder / "field.yaml").write_text(YAML.format(configs=configs, names=names))
     program = (sys.executable, "-m", "sparse_refine")
-    pair = ("--images", "field/images", "--labels", "field/labels", "--classes", "3")
-    assert "field/images" in outside(*program, "check", *pair)
-
     outside(*program, "train", "--config-file", "field.yaml")
     weights = "output/field/model_final.pth"
     assert (outside.folder / weights).is_file()

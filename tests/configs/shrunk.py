@@ -132,7 +132,7 @@ def config_of(path, tmp_path, monkeypatch):
     if path.stem in FOLDERS:
         classes = {"ade20k": 150, "coco_stuff": 54}.get(path.parent.name, 19)
         options += FOLDERS[path.stem](classes, tmp_path / "model")
-    cfg = load_config(str(path), options)
+    cfg = load_config(str(path), options, trust_code=True)
     for part in ("BASE", "EXTRACTOR"):
         named = Path(cfg.MODEL.SPARSE_REFINE[part].WEIGHTS)
         if named.parts[:1] == ("output",):  # not shipped: what the config beside it trains
@@ -141,4 +141,4 @@ def config_of(path, tmp_path, monkeypatch):
             weights = str(tmp_path / f"{part}.safetensors")
             save_weights(Trainer.build_model(trained).state_dict(), weights)
             options += [f"MODEL.SPARSE_REFINE.{part}.WEIGHTS", weights]
-    return load_config(str(path), options), options
+    return load_config(str(path), options, trust_code=True), options

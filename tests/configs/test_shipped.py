@@ -72,7 +72,8 @@ def test_shipped_config(path, tmp_path, monkeypatch):
     SafeCheckpointer(model, str(tmp_path)).save("model")
     exported = tmp_path / "model.safetensors"
     export(monkeypatch, tmp_path / "model.pth", exported)
-    again = load_config(str(path), [*options, "MODEL.WEIGHTS", str(exported)])
+    options += ["MODEL.WEIGHTS", str(exported)]
+    again = load_config(str(path), options, trust_code=True)
     assert torch.equal(answer(unsure(load_model(again)), image), answer(model, image))
 
 
@@ -94,7 +95,8 @@ def test_base_trains_by_itself(name, tmp_path, monkeypatch):
     path = CONFIGS / f"{name}.yaml"
     cfg, options = config_of(path, tmp_path, monkeypatch)
     kind = cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE
-    model = Trainer.build_model(load_config(str(path), [*options, "MODEL.META_ARCHITECTURE", kind]))
+    options += ["MODEL.META_ARCHITECTURE", kind]
+    model = Trainer.build_model(load_config(str(path), options, trust_code=True))
     labels = torch.randint(0, 19, (64, 96))
     labels[:9] = 255
     item = {"image": image_of(64, 96), "sem_seg": labels}

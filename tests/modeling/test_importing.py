@@ -85,7 +85,7 @@ def test_a_projects_keys_are_declared_before_the_yaml_is_read(project, tmp_path)
     base.write_text(f"PROJECTS: ['{file}:add_config']\nMODEL:\n  THEIRS:\n    WIDTH: 5\n")
     leaf = tmp_path / "leaf.yaml"
     leaf.write_text("_BASE_: base.yaml\nVERSION: 2\nMODEL:\n  DEVICE: cpu\n")
-    cfg = load_config(str(leaf), ["MODEL.THEIRS.WIDTH", "7"])
+    cfg = load_config(str(leaf), ["MODEL.THEIRS.WIDTH", "7"], trust_code=True)
     assert cfg.MODEL.THEIRS.WIDTH == 7 and [f"{file}:add_config"] == cfg.PROJECTS
     assert cfg.SOLVER.BACKBONE_MULTIPLIER == 1.0  # shared keys: this project's default holds
     assert load_config(str(leaf)).MODEL.THEIRS.WIDTH == 5  # and again, in the same process

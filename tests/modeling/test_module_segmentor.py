@@ -137,8 +137,9 @@ NODE = "MODEL.MODULE."
 
 
 @pytest.fixture
-def from_yaml(make_cfg, tmp_path):
+def from_yaml(make_cfg, tmp_path, monkeypatch):
     """make(*options) -> config of the net above, in a user's file, as a base."""
+    monkeypatch.setenv("SPARSE_REFINE_TRUST_CODE", "1")
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "c.yaml").write_text(
         f"""
@@ -204,7 +205,8 @@ def test_keys_that_make_no_sense(from_yaml, options, message):
         build_base(from_yaml(*options))
 
 
-def test_what_is_no_module(make_cfg, tmp_path):
+def test_what_is_no_module(make_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSE_REFINE_TRUST_CODE", "1")
     (tmp_path / "net.py").write_text(NET)
     path = f"{tmp_path}/net.py:nothing"
     cfg = make_cfg("MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE", "ModuleSegmentor")

@@ -68,8 +68,10 @@ def dense_run(run, tmp_path, monkeypatch):
         if arguments:
             file, name = tmp_path / "given_nets.py", "Given"
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            text = f"\n\nclass Given(Two):\n    def __init__(self):\n        super().__init__({given})\n"
-            file.write_text(NETS + text)
+            made = (
+                f"class Given(Two):\n    def __init__(self):\n        super().__init__({given})\n"
+            )
+            file.write_text(f"{NETS}\n\n{made}")
         model = [
             "MODEL.META_ARCHITECTURE",
             "ModuleSegmentor",

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from PIL import Image
+
+from sparse_refine.commands.train import argument_parser
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "projects" / "SparseRefine" / "train_net.py"
 MODEL = """
@@ -69,7 +70,7 @@ def train_net(*arguments):
     spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main(default_argument_parser().parse_args(list(map(str, arguments))))
+    return module.main(argument_parser().parse_args(["--trust-code", *map(str, arguments)]))
 
 
 @pytest.fixture

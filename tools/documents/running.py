@@ -126,7 +126,7 @@ def load_yaml(block: Block, folder: Path):
     path = folder / (names[0] if names else f".block_{block.line}.yaml")
     path.write_text(block.text_to_run())
     try:
-        return load_config(str(path))
+        return load_config(str(path), trust_code=True)  # the page's own files
     except Exception as error:
         raise BlockError(f"{block.place}: {type(error).__name__}: {error}\n{block.text}") from error
 

@@ -11,7 +11,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .modeling.building import build_architecture, lookup
+from .modeling.building import build_architecture
+from .modeling.contract import lookup
 from .storage.names import fitted
 from .storage.weights import load_weights
 

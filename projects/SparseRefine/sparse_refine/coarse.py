@@ -14,7 +14,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import nn
 
-from .modeling.building import SCORE_TYPES, score_type_of
+from .modeling.contract import SCORE_TYPES, score_type_of
 from .resampling import INTERPOLATIONS, downsample, low_size, read_at
 from .sites import Sites, View
 from .storage.coarse_cache import CoarseCache

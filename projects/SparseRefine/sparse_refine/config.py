@@ -40,7 +40,8 @@ def add_projects_config(cfg: CN) -> None:
     # ---- other projects ------------------------------------------------------------------------
     # Detectron2 projects that the yaml's keys belong to, imported before they are read: "module",
     # or "module:function" where function(cfg) declares keys: "mask2former:add_maskformer2_config",
-    # "detectron2.projects.deeplab:add_deeplab_config", "my_models.py:add_my_config".
+    # "detectron2.projects.deeplab:add_deeplab_config"; with --trust-code any other, as a file of
+    # your own: "my_models.py:add_my_config".
     cfg.PROJECTS = []
 
 

@@ -22,7 +22,7 @@ from .ensembler import ENSEMBLER_REGISTRY, GatedEnsembler, RefinedEnsembler
 from .extractors import EXTRACTOR_REGISTRY, Extractor, Selection, SparseUNetExtractor
 from .losses import LossWeights, refinement_losses
 from .modeling import as_segmentor
-from .modeling.building import lookup, score_type_of
+from .modeling.contract import lookup, score_type_of
 from .modeling.inputs import check_inputs
 from .results import image_result
 from .selector import (
@@ -48,7 +48,7 @@ class SparseRefine(nn.Module):
         loss_weights: of the terms of the loss.
     """
 
-    refines = True  # see modeling/building.py
+    refines = True  # see modeling/contract.py
 
     @configurable
     def __init__(

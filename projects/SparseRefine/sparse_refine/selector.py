@@ -262,8 +262,10 @@ class MarginBudgetSelector(_Budget):
 
 @SELECTOR_REGISTRY.register()
 class RandomBudgetSelector(_Budget):
-    """A budget of random low-resolution pixels, the same at every call: a baseline."""
+    """A budget of random low-resolution pixels, the same at every call: a baseline. Pixels whose
+    logits are no numbers come first, as in every selector."""
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        return torch.rand(logits.shape[-2:], generator=generator).to(logits.device)
+        scores = torch.rand(logits.shape[-2:], generator=generator).to(logits.device)
+        return scores.masked_fill(entropy(logits).isnan(), math.inf)  # as the others have it

@@ -48,7 +48,7 @@ from sparse_refine.commands.arguments import add_trust_code, output_file, positi
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.evaluation.machine import describe_machine
-from sparse_refine.modeling.building import refines
+from sparse_refine.modeling.contract import refines
 from sparse_refine.sparse import PRESETS
 from sparse_refine.storage.files import write_text
 

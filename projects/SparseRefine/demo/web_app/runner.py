@@ -17,7 +17,7 @@ from sparse_refine.evaluation.budgets import selecting
 from sparse_refine.evaluation.stages import StageTimer
 from sparse_refine.inference import model_zoo
 from sparse_refine.inference.predictor import SparseRefinePredictor
-from sparse_refine.modeling.building import refines
+from sparse_refine.modeling.contract import refines
 from sparse_refine.selector import BudgetSelector, Selector
 from sparse_refine.sites import View
 

@@ -14,7 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..inference.predictor import SparseRefinePredictor
-from ..modeling.building import refines
+from ..modeling.contract import refines
 
 
 def positive(text: str) -> int:

@@ -21,7 +21,8 @@ import sys
 from ..base import build_base
 from ..config import load_config
 from ..conversion import FORMATS, Format, compare, convert, read_tensors
-from ..modeling.building import build_model, refines
+from ..modeling.building import build_model
+from ..modeling.contract import refines
 from ..storage.weights import save_weights
 from .arguments import add_trust_code
 

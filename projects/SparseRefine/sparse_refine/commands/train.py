@@ -49,10 +49,16 @@ def main(args: argparse.Namespace, trainer_class: type[Trainer] = Trainer):
     return trainer.train()
 
 
-def train(arguments: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer) -> None:
-    """Detectron2's command line: as many processes as it asks for."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's, with --trust-code."""
     parser = default_argument_parser()
     add_trust_code(parser)
+    return parser
+
+
+def train(arguments: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer) -> None:
+    """Detectron2's command line: as many processes as it asks for."""
+    parser = argument_parser()
     args = parser.parse_args(arguments)
     if not args.config_file:
         parser.error("--config-file is needed: the yaml of the model")

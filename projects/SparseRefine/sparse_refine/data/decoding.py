@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .tiff import SIGNATURES, Tiff
 
 _EXIF_ORIENTATION = 0x0112
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE = 256, 257, 258
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 # offset in the file: after the signature, the length and name of IHDR, and the size
 _PNG_BIT_DEPTH = 24
 
@@ -27,11 +27,12 @@ def opened(file_name: str) -> Iterator[tuple[object, Image.Image | Tiff]]:
     that Pillow would not read, or not with all bits, comes as `Tiff`."""
     with PathManager.open(str(file_name), "rb") as file:
         try:
-            if (tiff := _beyond_pillow(file)) is not None:
-                yield file, tiff
-                return
-            with Image.open(file) as image:
+            image = _header(file)
+            if isinstance(image, Tiff):
                 yield file, image
+            else:
+                with image:
+                    yield file, image
         except Image.DecompressionBombError as error:
             raise OSError(
                 f"{file_name}: {error}; for images that large set PIL.Image.MAX_IMAGE_PIXELS = None"
@@ -40,13 +41,17 @@ def opened(file_name: str) -> Iterator[tuple[object, Image.Image | Tiff]]:
             raise OSError(f"{file_name}: cannot be read as an image: {error}") from error
 
 
-def _beyond_pillow(file) -> Tiff | None:
+def _header(file) -> Image.Image | Tiff:
     is_tiff = file.read(4) in SIGNATURES
-    file.seek(0)
     tiff = Tiff(file) if is_tiff else None
     file.seek(0)
-    if tiff is None or tiff.is_for_pillow:
-        return None
+    if tiff is None:
+        return Image.open(file)
+    if tiff.is_for_pillow:
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError:  # a BigTIFF of the other byte order is one
+            pass
     width, height = tiff.size
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > 2 * limit:  # as Pillow checks what it opens
@@ -70,6 +75,13 @@ def bits_of(file, image: Image.Image | Tiff) -> int:
         bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))
         return max(bits) if isinstance(bits, tuple) else bits
     return 16 if image.mode.startswith("I;16") else 8
+
+
+def white_is_zero(image: Image.Image | Tiff) -> bool:
+    """Whether it is a TIFF of PHOTOMETRIC MINISWHITE, whose values Pillow inverts up to 8 bits."""
+    if isinstance(image, Tiff):
+        return image.photometric == "MINISWHITE"
+    return image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
 
 
 def decode_16_bit(file, image: Image.Image) -> np.ndarray:

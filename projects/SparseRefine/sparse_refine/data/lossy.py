@@ -8,7 +8,11 @@ from PIL import Image
 
 from .image_files import LOSSY
 
-_TIFF_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # Pillow's names of compressions within a TIFF
+# Compressions within a TIFF, by Pillow's names and tifffile's, which has "ojpeg" for "tiff_jpeg".
+_TIFF_LOSSY = (
+    *("jpeg", "tiff_jpeg", "ojpeg", "alt_jpeg", "jpeg_lossy"),
+    *("webp", "jpegxl", "jpegxl_dng", "jpegxr", "jpeg2000", "jpeg_2000_lossy"),
+)
 
 
 def lossy_kind(file, image: Image.Image) -> str | None:

@@ -18,7 +18,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from ..modeling.building import refines
+from ..modeling.contract import refines
 from ..resampling import downsample, low_size, resize_pixels
 from .augmentation import draw_crop, recolor, seeded
 from .label_checks import check_labels, check_same_size

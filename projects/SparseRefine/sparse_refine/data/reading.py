@@ -2,9 +2,9 @@
 """Images and label maps from files.
 
 Detectron2's `read_image` serves 8-bit RGB; here are the cases in which it, or Pillow under it,
-changes values silently: 16 bits a channel (clipped or cut to 8), grey labels of 2 and 4 bits
-(stretched to 0..255), label maps with a palette (turned into colours) and of 16 bits (clipped,
-detectron2 PR#5386).
+changes values silently: 16 bits a channel (clipped or cut to 8; TIFFs: see `tiff`), grey labels of
+2 and 4 bits (stretched to 0..255), label maps with a palette (turned into colours) and of 16 bits
+(clipped, detectron2 PR#5386).
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .decoding import bits_of, decode_16_bit, opened, orientation_of, size_of, turned
+from .decoding import (
+    bits_of,
+    decode_16_bit,
+    opened,
+    orientation_of,
+    size_of,
+    turned,
+    white_is_zero,
+)
 from .depth import to_8_bits
 from .lossy import lossy_kind
 from .tiff import Tiff
@@ -24,7 +32,9 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
 
     EXIF orientation is applied. Grey and palette images become three channels. Alpha is dropped,
     not composited: what is under it was photographed, and a network never sees an invented
-    background. 16 bits a channel are scaled to 8 by 1/257, so that white stays white.
+    background. 16 bits a channel are scaled to 8 by 1/257, so that white stays white; a largest
+    value far below white is warned of. Of a TIFF with three or four bands that no tag calls
+    colours, the first three are red, green and blue.
 
     Args:
         file_name: a path, or a URI that Detectron2's PathManager opens.
@@ -36,7 +46,8 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     Raises:
         FileNotFoundError: no such file.
         OSError: not an image, damaged or cut short; the message names the file.
-        ValueError: an unknown `format`; values of 32 bits or floating point, with no known white.
+        ValueError: an unknown `format`; values of 32 bits or floating point, with no known white;
+            two, five or more bands, of which nothing says which are the colours.
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format of an image is 'RGB' or 'BGR', got {format!r}")
@@ -95,6 +106,11 @@ def read_labels(file_name: str) -> np.ndarray:
             raise ValueError(
                 f"{file_name}: {lossy} does not keep class ids, its values change along every "
                 "edge; save label maps as PNG"
+            )
+        if white_is_zero(image):
+            raise ValueError(
+                f"{file_name}: a TIFF of PHOTOMETRIC MINISWHITE, whose values some readers invert; "
+                "save label maps as PNG"
             )
         if isinstance(image, Tiff):
             return turned(_one_id_a_pixel(_ids_of(image, file_name), file_name), image.orientation)

@@ -132,10 +132,11 @@ class Tiff:
             return "CMYK"
         if self.photometric in ("MINISBLACK", "MINISWHITE", "RGB"):
             scale = "" if self._white_is_known else " -ot Byte -scale BLACK WHITE 0 255"
+            three = "-b 1 -b 2 -b 3" if bands > 2 else "-b 1"
             raise ValueError(
                 f"{file_name}: {self}; nothing says which of its bands are red, green and blue. "
-                "Write three of them to a file, by their numbers from 1, for instance the first: "
-                f"gdal_translate -b 1 -b 2 -b 3{scale} {shlex.quote(file_name)} OUT.tif"
+                "Write three of them, or one for grey, to a file, by their numbers from 1: for "
+                f"instance gdal_translate {three}{scale} {shlex.quote(file_name)} OUT.tif"
             )
         raise ValueError(
             f"{file_name}: {self}; such pixels are not read here: save the image as RGB with 8 or "

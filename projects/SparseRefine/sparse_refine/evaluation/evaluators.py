@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 
 from ..data import read_labels
-from ..modeling.building import refines
+from ..modeling.contract import refines
 from .cityscapes import (
     CityscapesSemSegEvaluator,
     check_one_machine,

@@ -63,11 +63,12 @@ def metric_names(class_names: Sequence[str], refined: bool) -> list[str]:
     """The names of the accuracies that `total_results` gives, higher is better; `refined`: of a
     SparseRefine, else of a plain model."""
     none = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+    boundary = (none.sum(0), none.sum(0))
     predictions = REFINED_PREDICTIONS if refined else BASE_PREDICTIONS
     names = []
     for prediction in reversed(predictions):
         prefix = _prefix(prediction, predictions)
-        names += [prefix + name for name in summarize(none, (none[0], none[0]), class_names)]
+        names += [prefix + name for name in summarize(none, boundary, class_names)]
         if refined:
             names += [f"selected/{prediction}/{name}" for name in summarize(none)]
     return names

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import configurable
 from torch import nn
 
-from ..modeling.building import check_pixel_statistics
+from ..modeling.contract import check_pixel_statistics
 from ..selector import entropy
 from ..sparse import BACKENDS, PRESETS, Patches, SparseUNet, build_grid
 from .extractor import EXTRACTOR_REGISTRY, Extractor, Selection, autocast, check_precision

@@ -19,7 +19,7 @@ from ..coarse import to_logits
 from ..config import load_config, with_options
 from ..data import SegmentationMapper, read_image
 from ..data.mapper import inference_input
-from ..modeling.building import refines, score_type_of
+from ..modeling.contract import refines, score_type_of
 from ..resampling import argmax_labels
 from ..results import Refinement
 from ..selector import BudgetSelector

@@ -100,7 +100,7 @@ class HuggingFaceSegmentor(Segmentor):
 
     @classmethod
     def comes_with_weights(cls, cfg: CfgNode) -> bool:
-        """Whether those of HUGGING_FACE.NAME are loaded, see building.py."""
+        """Whether those of HUGGING_FACE.NAME are loaded, see contract.py."""
         return bool(cfg.MODEL.HUGGING_FACE.NAME and cfg.MODEL.HUGGING_FACE.PRETRAINED)
 
     @classmethod

@@ -63,6 +63,11 @@ def build_named(path: str, arguments: dict[str, Any], key: str) -> nn.Module:
     check_module(path, key)
     found = import_object(path, key)
     _check_makes_modules(found, path, key)
+    if arguments.get("trust_remote_code") and not trusts(path):
+        raise ValueError(
+            f"{key} {path!r} is called with trust_remote_code, which runs code of a repository: if "
+            f"you trust it, {how_to_consent()}"
+        )
     with tensors_only(not trusts(path)):
         made = found(**arguments)
     if not isinstance(made, nn.Module):

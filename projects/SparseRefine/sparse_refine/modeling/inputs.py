@@ -16,7 +16,7 @@ def check_inputs(
         batched_inputs: a dict an image: "image" (3,H,W) uint8 or float; in training "sem_seg" (H,W)
             of 0..K-1 or `ignore_label`, any integer type; where "image" is a crop, "context"
             (3,h,w) and "crop" (top, left, full H, full W).
-        num_classes: K; 0 where it is not known, then labels' values are not looked at.
+        num_classes: K; 0 where it is not known yet, see `check_label_values`.
 
     Raises:
         TypeError, ValueError: anything else; says the key, what was found, what is expected.
@@ -81,8 +81,17 @@ def _check_labels(item: dict, size, num_classes: int, ignore_label: int, where: 
         raise TypeError(f"{found}: a tensor (H,W) of integers is needed")
     if tuple(labels.shape) != size:
         raise ValueError(f"{found}, its image is {size}: labels have their image's size")
-    if num_classes < 1:
-        return
+    if num_classes > 0:
+        check_label_values(labels, num_classes, ignore_label, where)
+
+
+def check_label_values(
+    labels: torch.Tensor, num_classes: int, ignore_label: int, where: str = "a training batch"
+) -> None:
+    """
+    Raises:
+        ValueError: labels that are neither 0..K-1 nor `ignore_label`; says which.
+    """
     wrong = (labels != ignore_label) & ((labels < 0) | (labels >= num_classes))
     if wrong.any():
         values = labels[wrong].unique().tolist()

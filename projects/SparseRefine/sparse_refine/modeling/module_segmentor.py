@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -64,7 +66,7 @@ class ModuleSegmentor(Segmentor):
 
     @classmethod
     def comes_with_weights(cls, cfg: CfgNode) -> bool:
-        """What MODULE.PRETRAINED says, see building.py."""
+        """What MODULE.PRETRAINED says, see contract.py."""
         return bool(cfg.MODEL.MODULE.PRETRAINED)
 
     @classmethod
@@ -103,7 +105,7 @@ class ModuleSegmentor(Segmentor):
         scores = output
         if isinstance(output, dict):
             scores = output.get(self.output or "out")
-        elif isinstance(output, (tuple, list)) and self.output != "":
+        elif isinstance(output, (tuple, list)) and re.fullmatch(r"-?\d+", str(self.output)):
             index = int(self.output)
             scores = output[index] if -len(output) <= index < len(output) else None
         if isinstance(scores, torch.Tensor) and scores.dim() == 4:

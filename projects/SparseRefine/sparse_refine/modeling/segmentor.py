@@ -11,7 +11,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import nn
 
-from .inputs import check_inputs
+from .inputs import check_inputs, check_label_values
 
 
 class Segmentor(nn.Module, ABC):
@@ -67,6 +67,8 @@ class Segmentor(nn.Module, ABC):
             ValueError: training of a model whose `score_type` is not "logits".
         """
         check_inputs(batched_inputs, self.training, 0, self.ignore_label)
+        if not batched_inputs:
+            return []
         device = self.pixel_mean.device
         images = ImageList.from_tensors(
             [self._normalise(item["image"].to(device)) for item in batched_inputs],
@@ -123,6 +125,10 @@ def pixel_cross_entropy(
     """Mean over the pixels with a label: logits (B,K,H,W), labels (B,H,W); 0 where there is none.
 
     torch's own mean over no pixel is NaN, which ends the training.
+
+    Raises:
+        ValueError: a label that is neither 0..K-1 nor `ignore_label`.
     """
+    check_label_values(labels, logits.shape[1], ignore_label)
     total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_label, reduction="sum")
     return total / (labels != ignore_label).sum().clamp(min=1)

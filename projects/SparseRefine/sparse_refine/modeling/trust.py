@@ -13,7 +13,9 @@ No config key is among them: the yaml could set it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import site
 import sys
@@ -21,6 +23,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 VARIABLE = "SPARSE_REFINE_TRUST_CODE"
 # Detectron2 projects that PROJECTS may name without consent, where they are installed packages or
@@ -158,7 +162,14 @@ def _is_installed(module: str) -> bool:
     not merely a folder where the program happens to run."""
     top = module.partition(".")[0]
     folder = _folder(module)
-    return top in sys.modules or folder is None or folder in _installed_folders()
+    if top in sys.modules or folder is None:
+        return True
+    python_path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    sites = _site_folders()
+    known = {str(Path(entry).resolve()) for entry in (*sites, *python_path)}
+    return folder in known or any(
+        root in (Path(folder), *Path(folder).parents) for root in _editable(sites)
+    )
 
 
 def _folder(module: str) -> str | None:
@@ -181,8 +192,14 @@ def _folder(module: str) -> str | None:
     return "" if path in standard or path.name == "lib-dynload" else str(path)
 
 
-def _installed_folders() -> set[str]:
-    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    folders += [*site.getsitepackages(), site.getusersitepackages()]
-    folders += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return {str(Path(folder).resolve()) for folder in folders}
+def _site_folders() -> list[str]:
+    own = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return [*own, *site.getsitepackages(), site.getusersitepackages()]
+
+
+def _editable(sites: list[str]) -> Iterator[Path]:
+    """Folders that `pip install -e` stands for."""
+    for package in importlib.metadata.distributions(path=sites):
+        origin = json.loads(package.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            yield Path(url2pathname(urlparse(origin["url"]).path)).resolve()

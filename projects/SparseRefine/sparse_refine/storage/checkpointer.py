@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 
 from .files import write_whole
@@ -87,20 +88,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.required, self.supplied = required, supplied
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        if not checkpoint.get("matching_heuristics", False):
-            own = self.model.state_dict()
+        own = self.model.state_dict()
+        if checkpoint.pop("matching_heuristics", False):  # here, for what follows to hold for it
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            state = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=caffe2)
+        else:
             state = fitted(checkpoint["model"], own, getattr(self.model, "weights_prefix", ""))
-            if own and not any(name in own for name in state):
-                raise ValueError(
-                    f"{self._loading} does not fit the model: it has none of its tensors. The file "
-                    f"has {', '.join(list(state)[:3])} ..., the model {', '.join(list(own)[:3])} "
-                    "... . Check MODEL.WEIGHTS (a base's own checkpoint belongs into "
-                    "MODEL.SPARSE_REFINE.BASE.WEIGHTS) and the model's keys"
-                )
-            if state and all(name.startswith("module.") for name in state):
-                # the model's own names: fvcore takes one such prefix for DDP's, and off
-                state = {f"module.{name}": tensor for name, tensor in state.items()}
-            checkpoint["model"] = state
+        if own and not any(name in own for name in state):
+            raise ValueError(
+                f"{self._loading} does not fit the model: it has none of its tensors. The file has "
+                f"{', '.join(list(state)[:3])} ..., the model {', '.join(list(own)[:3])} ... . "
+                "Check MODEL.WEIGHTS (a base's own checkpoint belongs into "
+                "MODEL.SPARSE_REFINE.BASE.WEIGHTS) and the model's keys"
+            )
+        if state and all(name.startswith("module.") for name in state):
+            # the model's own names: fvcore takes one such prefix for DDP's, and off
+            state = {f"module.{name}": tensor for name, tensor in state.items()}
+        checkpoint["model"] = state
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible) -> None:

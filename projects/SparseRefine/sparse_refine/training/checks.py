@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from ..data import read_labels
 from ..evaluation import known_metrics
+from ..modeling.contract import refines
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ def check_training(cfg: CfgNode, own_loader: bool = True) -> None:
         raise ValueError("DATASETS.TRAIN is empty: name the data sets to train on")
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: at least 1 is needed")
+    if not refines(cfg):  # reads neither: one yaml may train a base, and then refine it
+        return
     node = cfg.MODEL.SPARSE_REFINE
     for key, path in (
         ("MODEL.SPARSE_REFINE.BASE.WEIGHTS", node.BASE.WEIGHTS),

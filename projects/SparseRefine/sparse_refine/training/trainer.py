@@ -61,6 +61,8 @@ class Trainer(DefaultTrainer):
         check_training(cfg, own_loader)
         check_datasets(cfg, training=own_loader, evaluation=own_evaluators)
         check_best_metric(cfg, own_evaluators)
+        if cfg.DATASETS.TEST and type(self)._is_own("test"):
+            check_test_keys(cfg)
         if own_loader:
             check_loader_keys(cfg)
             check_something_to_learn(cfg)
@@ -132,9 +134,11 @@ class Trainer(DefaultTrainer):
         return ret
 
     def before_step(self) -> None:
-        seed_iteration(
-            self._seed, self.iter
-        )  # dropout and its kin: resumed runs equal unbroken ones
+        # made first: a DataLoader draws a random number when its iterator is made, which would
+        # shift those of a run's first iteration, and of a resumed one's
+        self._trainer._data_loader_iter  # noqa: B018
+        # dropout and its kin: resumed runs equal unbroken ones
+        seed_iteration(self._seed, self.iter)
         super().before_step()
 
     def state_dict(self) -> dict:

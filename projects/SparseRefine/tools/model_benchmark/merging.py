@@ -23,7 +23,8 @@ from sparse_refine.evaluation.timing import (
     take_turns,
 )
 from sparse_refine.inference.loading import load_model
-from sparse_refine.modeling.building import build_model, refines
+from sparse_refine.modeling.building import build_model
+from sparse_refine.modeling.contract import refines
 from sparse_refine.modeling.folded_head import fold_head, unfold_head
 from sparse_refine.modeling.mix_transformer import SIZES
 from sparse_refine.modeling.token_merging import apply_token_merging, remove_token_merging
