@@ -87,10 +87,10 @@ def registered_classes():
 
 
 def test_the_imports_are_understood():
-    assert {"base", "coarse", "extractors", "modeling.building", "sites"} <= imported("meta_arch")
+    assert {"base", "coarse", "extractors", "modeling.contract", "sites"} <= imported("meta_arch")
     assert imported("sites") == set()
     assert "inference.model_zoo" in imported("inference.predictor")  # from . import model_zoo
-    assert "modeling" in executed("coarse")  # above modeling.building
+    assert "modeling" in executed("coarse")  # above modeling.contract
 
 
 @pytest.mark.parametrize("edges", [imported, executed])

@@ -19,7 +19,8 @@ def add_building_config(cfg: CfgNode) -> None:
     # Convolution weights in torch's channels_last layout: same numbers, on most machines faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Read checkpoints that are Python pickles (Detectron2's .pkl, a .pth with more in it than
-    # tensors): loading one runs whatever code it holds, so only for files from a source that you trust. A yaml that sets it needs --trust-code.
+    # tensors): loading one runs whatever code it holds, so only for files from a source that you
+    # trust. A yaml that sets it needs --trust-code.
     cfg.MODEL.ALLOW_PICKLE = False
 
 
