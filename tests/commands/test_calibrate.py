@@ -89,6 +89,7 @@ def test_seconds_and_a_budget(tool, tmp_path, capsys):
     assert SparseRefine(cfg).selector.fraction == 0.25
 
 
+@pytest.mark.slow
 def test_kept_accuracy_of_a_labelled_folder(tool, capsys):
     try:
         cfg, _ = tool("--keep-accuracy", "0.9", "--fractions", "0.1", "0.5", data="labels")
@@ -98,6 +99,7 @@ def test_kept_accuracy_of_a_labelled_folder(tool, capsys):
         assert 0 < cfg.MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD < math.log(3)
 
 
+@pytest.mark.slow
 def test_images_without_labels(tool, capsys):
     tool("--fraction", "0.1", "--fractions", "0.1", data="images")
     out = capsys.readouterr().out

@@ -7,6 +7,7 @@ from torch import nn
 from sparse_refine.base import build_base
 from sparse_refine.config import load_config
 
+from ..marks import slow_except
 from .shrunk import CONFIGS, needs
 
 SELECTORS = {
@@ -40,7 +41,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", slow_except(SIZES, "segformer_b5_mmseg"))
 def test_size_of_the_papers_bases(name, monkeypatch):
     needs(name)
     monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *args, **kwargs: tensor)  # slow

@@ -14,6 +14,7 @@ from sparse_refine.inference.loading import load_model
 from sparse_refine.storage.checkpointer import SafeCheckpointer
 from sparse_refine.training.trainer import Trainer
 
+from ..marks import slow_except
 from .shrunk import CONFIGS, LEAVES, PROJECT, config_of
 
 
@@ -54,7 +55,11 @@ def step_of_training(model, image, classes):
     return changed
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=by_id)
+QUICK = ["cityscapes/segformer_b5", "examples/plain_pytorch", "rgbweed/sparse_refine"]
+QUICK_LEAVES = [CONFIGS / f"{name}.yaml" for name in QUICK]
+
+
+@pytest.mark.parametrize("path", slow_except(LEAVES, *QUICK_LEAVES), ids=by_id)
 def test_shipped_config(path, tmp_path, monkeypatch):
     cfg, options = config_of(path, tmp_path, monkeypatch)
     check_datasets(cfg)
@@ -89,7 +94,7 @@ DENSE = [
 ]
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", slow_except(DENSE, "examples/plain_pytorch"))
 def test_base_trains_by_itself(name, tmp_path, monkeypatch):
     """With the same yaml and MODEL.META_ARCHITECTURE set to its own, as the examples say."""
     path = CONFIGS / f"{name}.yaml"

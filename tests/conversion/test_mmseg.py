@@ -15,7 +15,8 @@ from sparse_refine.conversion import FORMATS, compare, convert
 from sparse_refine.modeling.importing import import_projects
 from sparse_refine.storage.weights import save_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# slow: importing MMSegmentation alone takes seconds
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "SparseRefine" / "configs"
 FEATURES = ["res2", "res3", "res4", "res5"]

@@ -119,6 +119,7 @@ def test_low_resolution_loses_what_is_thin(fields):
     assert 0.08 < losses[1] < 0.2
 
 
+@pytest.mark.slow
 def test_a_crop_is_like_any_image(fields):
     """Lengths are in pixels: a larger image has more plants, not larger ones."""
     large = [generate_field(1536, 1536, seed) for seed in range(3)]

@@ -57,6 +57,7 @@ def test_an_interrupted_image_is_made_again(tmp_path, monkeypatch):
     assert Path(dicts[0]["sem_seg_file_name"]).read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_several_processes_at_once_and_none_at_import(tmp_path):
     (tmp_path / "unasked").mkdir()
     code = f"""

@@ -199,6 +199,7 @@ def run(*arguments: str, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
+@pytest.mark.slow
 def test_program_serves_and_leaves_nothing_behind(tmp_path, open_client):
     pytest.importorskip("gradio")
     command = [sys.executable, str(PROGRAM), "--model", "rgbweed/sparse_refine", "--port", "0"]

@@ -125,6 +125,7 @@ def page(web):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_load_upload_slide_and_compare(page, web, tmp_path):
     page.wait_for_text("numbers", "128 x 96")  # the example comes by itself
     assert "crop <b>" in page.text("legend")  # text, not a tag
@@ -178,6 +179,7 @@ def test_load_upload_slide_and_compare(page, web, tmp_path):
     assert places == {urlsplit(web.url).netloc}
 
 
+@pytest.mark.slow
 def test_file_over_the_limit_is_refused_in_the_page(page, tmp_path):
     page.wait_for_text("numbers", "128 x 96")
     (tmp_path / "large.png").write_bytes(bytes(600_000))

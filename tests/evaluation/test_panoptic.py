@@ -20,6 +20,8 @@ from PIL import Image
 
 from sparse_refine.evaluation import PanopticEvaluator
 
+from ..marks import slow_except
+
 NAME = "coco_panoptic_sample"
 SEPARATED = f"{NAME}_separated"
 PERSON, TREES = 1, 184  # COCO's ids, a thing and stuff
@@ -155,7 +157,7 @@ def put_answers(sample, by_hand, number):
     return quality(maps, truths, given["annotations"], categories)
 
 
-@pytest.mark.parametrize("output", ["logits", "labels"])
+@pytest.mark.parametrize("output", slow_except(["logits", "labels"], "logits"))
 def test_pq_by_hand(sample, by_hand, eval_only, output):
     pytest.importorskip("panopticapi")
     expected = put_answers(sample, by_hand, number=0)
@@ -185,6 +187,7 @@ def test_a_base_that_is_not_panoptic(sample, by_hand, eval_only, monkeypatch):
     assert "panoptic_seg" not in results and results["sparse_refine"]["mIoU"] > 90
 
 
+@pytest.mark.slow
 def test_without_panopticapi_the_error_says_what_to_do(sample, by_hand, eval_only, monkeypatch):
     monkeypatch.setitem(sys.modules, "panopticapi.evaluation", None)
     put_answers(sample, by_hand, number=None)

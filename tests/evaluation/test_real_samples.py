@@ -96,7 +96,8 @@ def put_answers(by_hand, name, num_classes, instead):
 @pytest.mark.parametrize(
     "name, num_classes, instead, images",
     [
-        ("coco_stuff_sample_two", 182, 181, 2),  # a class that the truth lacks
+        # a class that the truth lacks
+        pytest.param("coco_stuff_sample_two", 182, 181, 2, marks=pytest.mark.slow),
         ("ade20k_sample_val", 150, 2, 1),  # sky, which it has
     ],
 )
@@ -120,6 +121,7 @@ def test_miou_by_hand(samples, by_hand, eval_only, name, num_classes, instead, i
             assert iou == pytest.approx(wanted[index], abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_ade20k_and_its_selected_pixels_by_hand(samples, by_hand, eval_only, datasets_root):
     """From the file as it is stored: 0 is ignored, wall (1) is class 0. The base is unsure of a
     sixteenth of the image: those pixels and no others are selected."""

@@ -102,6 +102,7 @@ def test_results_file(dataset, tmp_path):
     assert sorted(os.listdir(folder)) == ["records_rank0.jsonl", "results.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

@@ -16,6 +16,7 @@ from sparse_refine.inference.inputs import assign_names, find_inputs
 from sparse_refine.inference.predictor import SparseRefinePredictor
 
 
+@pytest.mark.slow
 def test_every_kind_of_image(run, model, tmp_path, picture, save, written, predicted):
     """Label maps are the predictor's labels, whatever the file is like."""
     folder = tmp_path / "in"
@@ -113,6 +114,7 @@ def test_folders_and_globs(run, tmp_path):
     assert run(root / "gone.png") == 2
 
 
+@pytest.mark.slow
 def test_same_names(run, model, tmp_path, save, predicted):
     """Two inputs of one name do not write over one another, in one run or in two."""
     root = tmp_path / "in"

@@ -169,6 +169,7 @@ def test_broken_files(run, tmp_path, capsys, save, written):
     assert "3 of 4 are done already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_files_of_others_are_safe(run, tmp_path, capsys, save):
     """Labels drawn by hand, and the inputs themselves, are never written over."""
     out = tmp_path / "out"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from sparse_refine.inference.predictor import SparseRefinePredictor
 from sparse_refine.inference.video import Pictures
 
 
+@pytest.mark.slow
 def test_video(run, model, tmp_path, capsys, save, video, written):
     source = video(tmp_path / "in" / "film.avi")
     save(tmp_path / "in" / "still.png")

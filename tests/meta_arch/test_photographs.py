@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from PIL import Image, ImageOps
@@ -95,6 +96,7 @@ def test_a_training_crop_of_a_native_photograph(datasets_root, make_cfg):
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.slow
 def test_bfloat16_and_the_reference_engine_keep_the_labels(datasets_root):
     """The trained refiner on a part of a test photograph: each run gives the same labels, bfloat16
     changes fewer than 0.1 % of them, and MinkowskiEngine next to none."""

@@ -62,6 +62,7 @@ def test_drop_paths_grow_linearly_from_zero():
     assert stage_drop_paths(0.4, (1,)) == [[0.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, sizes", [("MSCAN", "tsbl"), ("MIX_TRANSFORMER", ["b0", "b5"])])
 def test_sizes_by_config(make_cfg, kind, sizes):
     name = {"MSCAN": "build_mscan_backbone"}.get(kind, "build_mix_transformer_backbone")

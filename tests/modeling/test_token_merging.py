@@ -23,6 +23,7 @@ from sparse_refine.modeling.token_merging import (
 from sparse_refine.modeling.token_merging.applying import attention_stages
 from sparse_refine.modeling.token_merging.matching import find_groups
 
+from ..marks import slow_except
 from .merging import FAMILIES, K, mit, segformer, vit
 
 SIZE = (128, 128)
@@ -124,7 +125,7 @@ def test_attention_is_the_formula():
     torch.testing.assert_close(module(tokens, size), expected)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", slow_except(PRESETS, "hq"))
 def test_presets_save_multiply_adds(preset):
     size = (96, 96)
     model = segformer(depths=[1, 1, 1, 1], sr_ratios=[1, 1, 2, 1])  # attention dominates

@@ -144,6 +144,7 @@ def test_layout_of_the_weight_does_not_matter(operation):
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_gradcheck(operation, mode):

@@ -124,6 +124,7 @@ def test_an_exception_while_saving_leaves_the_last_good_checkpoint(tmp_path, mon
     assert fresh.bias.tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

@@ -108,6 +108,7 @@ def test_speedup_is_the_median_of_the_rounds_ratios(tool, monkeypatch, make_cfg)
     assert record["arms"]["dense_full"]["seconds"] / record["arms"]["sparse_refine"]["seconds"] == 3
 
 
+@pytest.mark.slow
 def test_presets_and_precisions_share_what_they_can(run, mask):
     records = run(
         "--sites", str(mask), "--precision", "float32", "bfloat16", "--preset", "base", "small",
@@ -153,6 +154,7 @@ def test_sites_of_the_mask_are_those_refined(tool, mask, make_cfg, factor):
     assert asked == [True]  # its time counts
 
 
+@pytest.mark.slow
 def test_without_a_mask_the_selector_decides(run):
     threshold = "MODEL.SPARSE_REFINE.SELECTOR.THRESHOLD"
     assert run("--repeats", "1", threshold, "99.0")["selected_fraction"] == 0

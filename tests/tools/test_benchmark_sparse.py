@@ -104,6 +104,7 @@ def test_operations_are_counted_by_hand(run, tool, mask):
         assert record["gflops"] * record["seconds"] * 1e9 == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_unets_and_growth(run, capsys):
     engines = ["--engines", "torch-fp32", "minkowski", "dense", "matmul"]
     records = run("--only", "unet", "density", "size", "--unets", "small", *engines)

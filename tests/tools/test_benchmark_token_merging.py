@@ -51,6 +51,7 @@ def mask(tmp_path) -> str:
     return str(tmp_path / "mask.png")
 
 
+@pytest.mark.slow
 def test_dense_and_refined(run, mask, capsys):
     content = run(
         "--sites", mask, "--merging", "plain", "fast", "--head", "own", "folded", "--repeats", "2"

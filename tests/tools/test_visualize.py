@@ -102,6 +102,7 @@ def test_numbers_are_the_evaluators(run, tmp_path, capsys):
     assert str(folder / "index.html") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_folder_stands_by_itself(run):
     folder = run("--top", "2", "--fractions", plots=True)
     page = Links(folder / "index.html")
@@ -195,6 +196,7 @@ def test_pictures_tell_improved_from_degraded(tool):
     assert shown.windows == {}
 
 
+@pytest.mark.slow
 def test_large_images_have_close_ups(run, tiny_dataset):
     folder = run("--fractions", "--top", "1", name=tiny_dataset(count=1, size=(300, 600)))
     (page,) = (folder / "pages").iterdir()
@@ -203,6 +205,7 @@ def test_large_images_have_close_ups(run, tiny_dataset):
     assert "close up" in text
 
 
+@pytest.mark.slow
 def test_images_without_labels(run, tmp_path):
     labels = tmp_path / run.dataset / "labels"
     for path in labels.iterdir():

@@ -14,6 +14,7 @@ from sparse_refine.training.trainer import Trainer
 from .runs import METHOD, base_weights
 
 
+@pytest.mark.slow
 def test_epochs_after_the_first_skip_the_base(run, make_cfg, tmp_path, monkeypatch):
     tiny_base = META_ARCH_REGISTRY.get("TinyBase")
     forward, images = tiny_base.forward, []

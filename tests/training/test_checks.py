@@ -10,6 +10,7 @@ from sparse_refine.training.trainer import Trainer
 from .runs import METHOD
 
 
+@pytest.mark.slow
 def test_random_weights_are_refused(run, tmp_path):
     """Where nobody gave the frozen base weights, and where nothing is there to evaluate."""
     run("dense", "MODEL.META_ARCHITECTURE", "TinyBase", "SOLVER.MAX_ITER", 1)

@@ -16,6 +16,7 @@ from .runs import TWO, assert_same, final, logged_in
 SCRIPT = Path(__file__).with_name("in_processes.py")
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path):
     """SIGKILL halfway through writing the second checkpoint; then --resume.
 

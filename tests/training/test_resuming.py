@@ -8,11 +8,16 @@ from sparse_refine import SparseRefine
 from sparse_refine.storage.weights import load_weights
 from sparse_refine.training.trainer import Trainer
 
+from ..marks import slow_except
 from .runs import METHOD, assert_same, final, stop_at
 
+KINDS = ["plain", "one worker", "cached base", "SGD and AMP"]
 
-@pytest.mark.parametrize("stop", [3, 4], ids=["between checkpoints", "at a checkpoint"])
-@pytest.mark.parametrize("kind", ["plain", "one worker", "cached base", "SGD and AMP"])
+
+@pytest.mark.parametrize(
+    "stop", slow_except([3, 4], 3), ids=["between checkpoints", "at a checkpoint"]
+)
+@pytest.mark.parametrize("kind", slow_except(KINDS, "plain"))
 def test_a_resumed_run_is_an_unbroken_one(run, tmp_path, monkeypatch, kind, stop):
     options = {
         "plain": ["INPUT.COLOR_AUG_SSD", True],
@@ -40,6 +45,7 @@ def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     assert_same(before, final(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_from_the_weights(run, tmp_path):
     run("a", "SOLVER.MAX_ITER", 2)
     options = ["MODEL.WEIGHTS", str(tmp_path / "a" / "model_final.pth"), "SOLVER.MAX_ITER", 2]

@@ -55,6 +55,7 @@ def test_log_lines(run, tmp_path):
     assert logged["total_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns(run, tmp_path):
     options = ["SOLVER.MAX_ITER", 30, "INPUT.CROP.SIZE", [40, 56], "INPUT.RESIZE_RANGE", [1.0, 1.0]]
     results = []
@@ -98,6 +99,7 @@ def test_optimizer_settings(make_cfg):
     assert not trained & {id(p) for p in refine.coarse.parameters()}
 
 
+@pytest.mark.slow
 def test_mixed_precision_on_the_cpu(run, tmp_path):
     run("a", "SOLVER.MAX_ITER", 2)
     run("b", "SOLVER.MAX_ITER", 2, "SOLVER.AMP.ENABLED", True)

@@ -187,7 +187,7 @@ def _folder(module: str) -> str | None:
     if spec.origin in ("built-in", "frozen"):
         return ""
     locations = list(spec.submodule_search_locations or [])
-    path = Path(locations[0] if locations else spec.origin).resolve().parent
+    path = Path(locations[0] if locations else spec.origin or "").resolve().parent
     standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     return "" if path in standard or path.name == "lib-dynload" else str(path)
 

@@ -89,12 +89,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]):
         own = self.model.state_dict()
-        if checkpoint.pop("matching_heuristics", False):  # here, for what follows to hold for it
-            self._convert_ndarray_to_tensor(checkpoint["model"])
+        state = fitted(checkpoint["model"], own, getattr(self.model, "weights_prefix", ""))
+        if checkpoint.pop("matching_heuristics", False):  # here: what follows holds for it as well
             caffe2 = checkpoint.get("__author__") == "Caffe2"
-            state = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=caffe2)
-        else:
-            state = fitted(checkpoint["model"], own, getattr(self.model, "weights_prefix", ""))
+            self._convert_ndarray_to_tensor(state)
+            state = align_and_update_state_dicts(own, state, c2_conversion=caffe2)
         if own and not any(name in own for name in state):
             raise ValueError(
                 f"{self._loading} does not fit the model: it has none of its tensors. The file has "
