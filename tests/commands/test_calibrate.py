@@ -70,6 +70,7 @@ def test_a_fraction_becomes_a_threshold(tool, capsys):
     assert float(cells[1]) == threshold and 0.12 < float(cells[2].split()[0]) / 100 <= 0.151
 
 
+@pytest.mark.slow
 def test_seconds_and_a_budget(tool, tmp_path, capsys):
     leaf = tmp_path / "out" / "calibration" / "calibrated.yaml"
     leaf.parent.mkdir(parents=True)

@@ -31,7 +31,10 @@ def _no_file_was_warned_of(monkeypatch):
 
 def write(path, pixels, **options):
     """`pixels`: (H,W), (H,W,C), or (C,H,W) with planarconfig="separate"."""
-    tifffile.imwrite(path, pixels, **{"photometric": "minisblack", "metadata": None, **options})
+    usual = {"photometric": "minisblack", "metadata": None}
+    if pixels.ndim == 3:
+        usual["planarconfig"] = "contig"
+    tifffile.imwrite(path, pixels, **usual | options)
     return str(path)
 
 
@@ -213,17 +216,13 @@ def test_cut_short(tmp_path, compression):
 
 @pytest.mark.parametrize("tag, value", [(256, 96), (257, 80), (258, 8), (277, 4)])
 def test_a_header_that_does_not_fit_its_pixels(tmp_path, tag, value):
-    """Of a strip that decodes to fewer bytes than the header says, no pixel is made up."""
+    """Of strips that hold less than the header says no pixel is made up."""
     file = tmp_path / "a.tif"
     write(file, RNG.integers(0, 65536, (64, 64, 3)).astype(np.uint16), compression="zlib")
     with tifffile.TiffFile(file, mode="r+") as tiff:
         tiff.pages.first.tags[tag].overwrite((value,) * 3 if tag == 258 else value)
-    if tag == 258:  # twice the rows' bytes: the rest would be passed over
-        with pytest.raises((OSError, ValueError)):
-            read_image(str(file))
-    else:
-        with pytest.raises(OSError, match="a.tif"):
-            read_image(str(file))
+    with pytest.raises(OSError, match="a.tif"):
+        read_image(str(file))
 
 
 def test_a_codec_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 # of gradio 6.31 with pandas 3
@@ -135,6 +136,14 @@ def test_settings_that_no_slider_gives(client, percent):
 
 # ---- bad uploads
 
+
+def bands_of_16_bits(image):
+    """A TIFF that Pillow does not open."""
+    file, pixels = io.BytesIO(), np.asarray(image).astype(np.uint16) * 257
+    tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
 ANIMATION = saved(field(), "GIF", save_all=True, append_images=[field().rotate(90)])
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
@@ -145,6 +154,7 @@ GOOD = {
     "alpha.webp": (saved(field().convert("RGBA"), "WEBP"), "80 x 60"),
     "animation.gif": (ANIMATION, "80 x 60"),
     "bilevel.tif": (saved(field().convert("1"), "TIFF"), "80 x 60"),
+    "bands.tif": (bands_of_16_bits(field()), "80 x 60"),
 }
 BAD = {
     "zero.png": (b"", "is empty"),

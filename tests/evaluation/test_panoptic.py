@@ -177,6 +177,7 @@ def test_pq_by_hand(sample, by_hand, eval_only, output):
     assert 90 < results["sparse_refine"]["mIoU"] < 100
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_panoptic(sample, by_hand, eval_only, monkeypatch):
     """No panoptic output, no panoptic quality, and panopticapi is not asked for."""
     monkeypatch.setitem(sys.modules, "panopticapi.evaluation", None)

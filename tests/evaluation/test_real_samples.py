@@ -93,11 +93,11 @@ def put_answers(by_hand, name, num_classes, instead):
     return coarse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, num_classes, instead, images",
     [
-        # a class that the truth lacks
-        pytest.param("coco_stuff_sample_two", 182, 181, 2, marks=pytest.mark.slow),
+        ("coco_stuff_sample_two", 182, 181, 2),  # a class that the truth lacks
         ("ade20k_sample_val", 150, 2, 1),  # sky, which it has
     ],
 )

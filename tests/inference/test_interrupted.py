@@ -18,6 +18,7 @@ from sparse_refine.storage.files import write_whole
 JOURNAL = ".sparse_refine_demo.jsonl"
 
 
+@pytest.mark.slow
 def test_resume(run, tmp_path, capsys, save, written):
     folder, out = tmp_path / "in", tmp_path / "out"
     for seed, name in enumerate("abcd"):

@@ -165,6 +165,7 @@ def test_metadata(make_cfg, weights, tiny_dataset):
     assert made.ignore_label == 255
 
 
+@pytest.mark.slow
 def test_photograph(datasets_root, tmp_path, monkeypatch):
     """The shipped refiner on a real photograph, from another working directory."""
     pytest.importorskip("efficientnet_lite_pytorch")

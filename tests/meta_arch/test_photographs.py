@@ -40,6 +40,7 @@ def first_dict(root):
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.slow
 def test_a_native_photograph(datasets_root, make_cfg):
     item = first_dict(datasets_root)
     cfg = make_cfg(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sparse_refine import HuggingFaceSegmentor
 from sparse_refine.training.trainer import Trainer
 
+from ..marks import slow_except
 from .hugging_face import (
     NODE,
     SEMANTIC,
@@ -21,7 +22,7 @@ from .hugging_face import (
 )
 
 
-@pytest.mark.parametrize("kind", [*SEMANTIC, *UNIVERSAL])
+@pytest.mark.parametrize("kind", slow_except([*SEMANTIC, *UNIVERSAL], "segformer", "mask2former"))
 def test_family_refines_and_trains(tmp_path, make_cfg, kind):
     config = {**SEMANTIC, **UNIVERSAL}[kind]()
     saved(tmp_path, config)

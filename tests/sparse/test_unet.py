@@ -203,6 +203,7 @@ def test_sync_norm_in_one_process_is_the_ordinary_one(training):
         assert synchronised(features, grid).isfinite().all()
 
 
+@pytest.mark.slow
 def test_training_learns():
     sizes = [(24, 24)]
     sites = sites_of(sizes, 0.4)

@@ -161,6 +161,7 @@ def test_without_a_mask_the_selector_decides(run):
     assert run("--repeats", "1", threshold, "0.0")["selected_fraction"] == 1
 
 
+@pytest.mark.slow
 def test_odd_size(run):
     assert run("--repeats", "1", size=(37, 53))["arms"]["sparse_refine"]["seconds"] > 0
 

@@ -54,6 +54,7 @@ def test_arms_that_differ_in_a_key(run):
     assert many["selected_fraction"] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_means_over_seeds(run, capsys):
     alone = [
         run("--arm", "a", "C", f"w{seed}.safetensors", "--", "SEED", "0")[0] for seed in (0, 1)

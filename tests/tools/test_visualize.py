@@ -137,6 +137,7 @@ def hostile(tmp_path, tiny_dataset):
     MetadataCatalog.remove(name)
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(run, hostile):
     folder = run("--fractions", name=hostile, plots=True)
     page = Links(folder / "index.html")

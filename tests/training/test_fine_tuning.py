@@ -240,14 +240,14 @@ def test_a_refiner_does_not_replace_its_base(run, tmp_path):
     """Its yaml has the base's as _BASE_, and no OUTPUT_DIR of its own."""
     run("base", "MODEL.META_ARCHITECTURE", "TinyBase", "SOLVER.MAX_ITER", 1)
     file = tmp_path / "base" / "model_final.pth"
-    before = file.read_bytes()
+    before = {path: path.read_bytes() for path in (file, file.with_name("config.yaml"))}
     for name in ("model_final.pth", "../base/model_final.pth"):
         weights = str(tmp_path / "base" / name)
         with pytest.raises(ValueError, match=r"BASE\.WEIGHTS is .*over it.*another OUTPUT_DIR"):
             run("base", METHOD + "BASE.WEIGHTS", weights)
         with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is .*over it.*another OUTPUT_DIR"):
             run("base", "MODEL.META_ARCHITECTURE", "TinyBase", "MODEL.WEIGHTS", weights)
-    assert file.read_bytes() == before
+    assert {path: path.read_bytes() for path in before} == before
     run("refined", METHOD + "BASE.WEIGHTS", str(file), "SOLVER.MAX_ITER", 1)
 
 

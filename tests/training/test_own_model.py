@@ -89,6 +89,7 @@ def folders(tmp_path):
     MetadataCatalog.remove("own_model_data")
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own(folders, quiet_logs):
     tmp_path = folders
     yaml = tmp_path / "own.yaml"

@@ -38,6 +38,7 @@ def test_a_resumed_run_is_an_unbroken_one(run, tmp_path, monkeypatch, kind, stop
     assert_same(final(tmp_path / "unbroken"), final(tmp_path / "broken"))
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     run("a", "SOLVER.MAX_ITER", 2)
     before = final(tmp_path / "a")
@@ -58,6 +59,7 @@ def test_resume_without_a_checkpoint_starts_from_the_weights(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_survives_a_resume(run, tmp_path, monkeypatch):
     """The evaluation that found it came after the checkpoint that the run resumes from."""
     values = iter([50.0, 40.0, 45.0])
@@ -79,6 +81,7 @@ def test_the_best_checkpoint_survives_a_resume(run, tmp_path, monkeypatch):
     assert (tmp_path / "a" / "last_checkpoint").read_text() == "model_final.pth"
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     run("a", "SOLVER.MAX_ITER", 1)
     options = ["MODEL.WEIGHTS", str(tmp_path / "a" / "model_final.pth")]

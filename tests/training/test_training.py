@@ -69,6 +69,7 @@ def test_training_learns(run, tmp_path):
     assert after["selected/refined/pACC"] > 70
 
 
+@pytest.mark.slow
 def test_a_dense_model_takes_the_same_road(run, tmp_path):
     options = ["MODEL.META_ARCHITECTURE", "TinyBase", "INPUT.SCALE", 0.5, "SOLVER.MAX_ITER", 2]
     run("a", *options, "TEST.EVAL_PERIOD", 1)

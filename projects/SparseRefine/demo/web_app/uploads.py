@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sparse_refine.data import read_image
 from sparse_refine.data.reading import read_size
+from sparse_refine.data.tiff import SIGNATURES as TIFF_SIGNATURES
 
 # First bytes of the formats that are read. Pillow knows many more; uploads are kept from decoders
 # that photographs do not need, since hostile files attack the rare ones.
@@ -97,6 +98,9 @@ def _check_file(path: str, name: str, limits: Limits) -> None:
 
 
 def _note(path: str) -> str:
+    with open(path, "rb") as file:
+        if file.read(4) in TIFF_SIGNATURES:  # which Pillow may not open
+            return ""
     with Image.open(path) as image:
         if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
             return "It is an animation: this is its first picture."

@@ -21,6 +21,7 @@ from ..config import load_config
 from ..inference import model_zoo
 from ..inference.loading import load_model
 from ..training import Trainer
+from ..training.checks import check_inputs_are_kept
 from .arguments import add_trust_code
 from .memory import keep_freed_memory
 
@@ -30,6 +31,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     trust_code = getattr(args, "trust_code", False)  # Detectron2's own parser has no such flag
     cfg = load_config(args.config_file, args.opts, trust_code=trust_code)
     cfg = model_zoo.with_weights_found(cfg)
+    if not getattr(args, "eval_only", False):  # before config.yaml is written there
+        check_inputs_are_kept(cfg, getattr(args, "resume", False))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sparse_refine")
     return cfg

@@ -5,6 +5,7 @@ tifffile decodes them; what their bands mean stands here."""
 
 from __future__ import annotations
 
+import math
 import shlex
 
 import numpy as np
@@ -80,6 +81,9 @@ class Tiff:
                 gave something else than the header says.
         """
         width, height = self.size
+        listed, needed = len(self._page.dataoffsets), math.prod(self._page.chunked)
+        if listed < needed:  # tifffile fills what is missing; GDAL's empty tiles are listed
+            raise OSError(f"{self}; its header lists {listed} of {needed} strips or tiles")
         try:  # one thread: a loader has many processes
             pixels = self._page.asarray(maxworkers=1)
         except Exception as error:  # every codec has its own
@@ -136,7 +140,7 @@ class Tiff:
             raise ValueError(
                 f"{file_name}: {self}; nothing says which of its bands are red, green and blue. "
                 "Write three of them, or one for grey, to a file, by their numbers from 1: for "
-                f"instance gdal_translate {three}{scale} {shlex.quote(file_name)} OUT.tif"
+                f"instance gdal_translate {three}{scale} {shlex.quote(str(file_name))} OUT.tif"
             )
         raise ValueError(
             f"{file_name}: {self}; such pixels are not read here: save the image as RGB with 8 or "
@@ -157,5 +161,5 @@ class Tiff:
                 f"{file_name}: {self}; its values are {values}, and nothing says which of them is "
                 "white; save the image with 8 or 16 bits a channel, with one BLACK and one WHITE "
                 "for all images: gdal_translate -ot Byte -scale BLACK WHITE 0 255 "
-                f"{shlex.quote(file_name)} OUT.tif"
+                f"{shlex.quote(str(file_name))} OUT.tif"
             )

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -18,6 +17,7 @@ from detectron2.data.catalog import Metadata
 from ..coarse import to_logits
 from ..config import load_config, with_options
 from ..data import SegmentationMapper, read_image
+from ..data.depth import to_8_bits
 from ..data.mapper import inference_input
 from ..modeling.contract import refines, score_type_of
 from ..resampling import argmax_labels
@@ -220,9 +220,7 @@ def _as_uint8(image: np.ndarray, channel_order: str) -> np.ndarray:
             f"the image is of shape {image.shape}: (H,W), (H,W,1), (H,W,3) or (H,W,4) is needed, "
             "with at least one pixel"
         )
-    if pixels.dtype == np.uint16:  # as `read_image` does it: white stays white
-        scaled = cv2.convertScaleAbs(np.ascontiguousarray(pixels), alpha=1 / 257)
-        pixels = scaled.reshape(pixels.shape)
+    pixels = to_8_bits(pixels, "the image", 8 * pixels.itemsize)  # as `read_image` does it
     return pixels[..., :3] if pixels.shape[2] > 1 else pixels.repeat(3, axis=2)
 
 

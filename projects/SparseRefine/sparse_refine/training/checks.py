@@ -76,7 +76,20 @@ def check_training(cfg: CfgNode, own_loader: bool = True) -> None:
         raise ValueError("DATASETS.TRAIN is empty: name the data sets to train on")
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: at least 1 is needed")
-    if not refines(cfg):  # reads neither: one yaml may train a base, and then refine it
+    check_inputs_are_kept(cfg, resume=True)  # MODEL.WEIGHTS is looked at where it is loaded
+
+
+def check_inputs_are_kept(cfg: CfgNode, resume: bool) -> None:
+    """
+    Args:
+        resume: a resumed run does not read MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: OUTPUT_DIR is the folder of a checkpoint that this training reads.
+    """
+    if not resume:
+        check_not_overwritten(cfg, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    if not refines(cfg):  # reads none of the others: one yaml may train a base, then refine it
         return
     node = cfg.MODEL.SPARSE_REFINE
     for key, path in (
