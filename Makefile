@@ -6,9 +6,13 @@ VENV ?= .venv
 PYTHON ?=
 # More arguments for pytest, the demos or docs-check: make test ARGS="tests/data -k palette"
 ARGS ?=
+# Processes of the tests: 0 is pytest by itself, for a debugger
+WORKERS ?= 2
 
 SETUP = @bash tools/setup_env.sh "$(VENV)" "$(PYTHON)"
 RUN = "$(VENV)/bin/python"
+# a file's tests in one process: what they import and share is made once
+SPREAD = -n $(WORKERS) --dist loadfile
 
 .PHONY: help install demo web test test-fast env docs-check lint format clean
 
@@ -22,7 +26,7 @@ help:
 	@echo "make docs-check  run every command of the pages, in a copy"
 	@echo "make lint        ruff; make format: let ruff rewrite"
 	@echo "make clean       remove output/, caches and build files; keeps VENV"
-	@echo "Variables: VENV=.venv PYTHON=python3 ARGS="
+	@echo "Variables: VENV=.venv PYTHON=python3 ARGS= WORKERS=2 (processes of the tests)"
 
 install:
 	$(SETUP) base
@@ -39,11 +43,11 @@ env:
 	$(SETUP) base web test minkowski browser
 
 test: env
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(SPREAD) $(ARGS)
 
 test-fast:
 	$(SETUP) base web test
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) -m pytest -m "not slow" $(SPREAD) $(ARGS)
 
 docs-check: env
 	$(RUN) tools/docs_check.py $(ARGS)

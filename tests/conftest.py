@@ -13,8 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .tiny import register_tiny, tiny_cfg
 
-# Same bits on every run, whatever else the machine does; and on tensors this small, faster.
+# One thread: the same bits on every run, whatever else the machine does, and on tensors this small
+# faster. Programs that tests start, and engines with threads of their own, read the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -123,6 +123,7 @@ def test_one_image_under_two_names(folder, tmp_path):
     assert shared[0].is_fault
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(folder, monkeypatch):
     for index in range(2, 6):
         folder.put(f"{index}.png", *photograph(index))

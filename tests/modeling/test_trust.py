@@ -137,6 +137,7 @@ def test_the_flag_of_the_programs(yaml_of, file, canary, capsys):
     assert canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consent", ["none", "flag", "variable"])
 def test_spawned_processes(yaml_of, file, canary, monkeypatch, capfd, consent):
     """As Detectron2's `launch` starts them: the flag comes with the arguments, the variable with
@@ -190,6 +191,7 @@ def test_python_objects_in_a_yaml(tmp_path, canary):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_from_a_folder_with_a_strangers_package(file, canary, yaml_of):
     """`python -m` puts the working directory first on the path."""
     path = yaml_of(dense("foreign:Net"))

@@ -112,6 +112,7 @@ def four_images(tmp_path):
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Two", "Inner", "at the root"])
 def test_a_dense_model_keeps_its_weights(dense_run, run, four_images, tmp_path, name):
     """Resumed as well as evaluated, whatever its attributes are called."""
@@ -210,6 +211,7 @@ def test_a_tensor_that_is_missing_on_resume(dense_run, tmp_path):
 # ---- resumed is unbroken -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dropout_of_a_resumed_run(dense_run, tmp_path, monkeypatch):
     options = {"arguments": {"dropout": 0.5}}
     dense_run("unbroken", "Two", **options)
@@ -236,6 +238,7 @@ def test_a_changed_solver_is_said(dense_run, tmp_path, key, before, after):
 # ---- what training must not write over -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_refiner_does_not_replace_its_base(run, tmp_path):
     """Its yaml has the base's as _BASE_, and no OUTPUT_DIR of its own."""
     run("base", "MODEL.META_ARCHITECTURE", "TinyBase", "SOLVER.MAX_ITER", 1)
@@ -254,6 +257,7 @@ def test_a_refiner_does_not_replace_its_base(run, tmp_path):
 # ---- a dense model that comes with its weights ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pretrained_module_by_itself(dense_run, tmp_path):
     dense_run("trained", "Two", "SOLVER.MAX_ITER", 2)
     state = load_weights(str(tmp_path / "trained" / "model_final.pth"))["model"]
