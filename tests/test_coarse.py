@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparse_refine import ModuleSegmentor
 from sparse_refine.coarse import CoarsePass, to_logits
 from sparse_refine.resampling import argmax_labels, downsample
 from sparse_refine.selector import EntropySelector, entropy
@@ -144,3 +145,78 @@ def test_a_base_without_semantic_output():
 
     with pytest.raises(ValueError, match=r"Instances returned \['instances'\] but no 'sem_seg'"):
         coarse_pass(Instances())([{"image": torch.zeros(3, 4, 4)}])
+
+
+# ---- what would be read the wrong way ------------------------------------------------------------
+
+
+class Normalizing(Recorder):
+    """Says what range of values it takes, as Detectron2's models do."""
+
+    def __init__(self, mean, std):
+        super().__init__(torch.randn(3, 4, 5))
+        self.register_buffer("pixel_mean", torch.full((3, 1, 1), mean))
+        self.register_buffer("pixel_std", torch.full((3, 1, 1), std))
+
+
+@pytest.mark.parametrize(
+    "mean, std, image, warned",
+    [
+        (127.0, 64.0, torch.rand(3, 8, 10), True),
+        (103.5, 1.0, torch.rand(3, 8, 10), True),
+        (0.0, 255.0, torch.rand(3, 8, 10), True),
+        (0.45, 0.22, torch.rand(3, 8, 10), False),
+        (127.0, 64.0, torch.rand(3, 8, 10) * 255, False),
+        (127.0, 64.0, torch.ones(3, 8, 10, dtype=torch.uint8), False),  # nearly black
+        (127.0, 64.0, torch.zeros(3, 8, 10), False),
+    ],
+)
+def test_images_in_0_to_1(caplog, mean, std, image, warned):
+    module = coarse_pass(Normalizing(mean, std))
+    module([{"image": image}])
+    assert ("floating point values in 0..1" in caplog.text) == warned
+    caplog.clear()
+    module([{"image": image}])  # said once
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "scores, warned",
+    [
+        (torch.rand(3, 4, 5), True),
+        (torch.randn(3, 4, 5), False),
+        (torch.rand(3, 4, 5) * 9, False),
+        (torch.zeros(3, 4, 5), False),  # of a layer that starts at zero
+    ],
+)
+def test_a_base_that_ends_in_a_sigmoid(caplog, scores, warned):
+    coarse_pass(Recorder(scores))([{"image": torch.zeros(3, 8, 10)}])
+    assert ("SCORE_TYPE" in caplog.text and "sigmoid" in caplog.text) == warned
+    caplog.clear()
+    coarse_pass(Recorder(scores.clamp(0)), score_type="probabilities")(
+        [{"image": torch.zeros(3, 8, 10)}]
+    )
+    assert not caplog.text
+
+
+def test_a_base_that_somebody_puts_in_training_mode():
+    base = nn.Sequential(nn.BatchNorm2d(3))
+    module = coarse_pass(ModuleSegmentor(base, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)))
+    before = base[0].running_mean.clone()
+    module.base.train()
+    module([{"image": torch.rand(3, 8, 10) * 255}])
+    assert torch.equal(base[0].running_mean, before) and not base[0].training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_softmax_in_any_precision_is_no_logits(dtype):
+    """Its sum is 1 to the precision's last bits."""
+
+    class Softmax(nn.Module):
+        def forward(self, inputs):
+            scores = torch.randn(11, 20, 30, generator=torch.Generator().manual_seed(0))
+            return [{"sem_seg": scores.softmax(0).to(dtype)} for _ in inputs]
+
+    coarse = CoarsePass(base=Softmax(), num_classes=11, scale=0.5)
+    with pytest.raises(ValueError, match="SCORE_TYPE .*'probabilities'"):
+        coarse([{"image": torch.zeros(3, 40, 60)}])

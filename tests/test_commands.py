@@ -172,8 +172,8 @@ def results_in(folder):
 
 
 def test_evaluate_needs_weights(folder, trained, run, quiet_logs):
-    with pytest.raises(ValueError, match="MODEL.WEIGHTS is '': name the checkpoint"):
-        run("evaluate", "--config-file", folder / "my.yaml", "--trust-code")
+    code, _, err = run("evaluate", "--config-file", folder / "my.yaml", "--trust-code")
+    assert code == 2 and "MODEL.WEIGHTS is '': name the checkpoint" in err
 
 
 def test_predict(run, folder, trained, tmp_path):
@@ -191,15 +191,22 @@ def test_predict(run, folder, trained, tmp_path):
     assert code == 2 and "--budget 2" in err
 
 
-def test_code_that_a_yaml_names_needs_consent(run, folder, trained, tmp_path):
+def test_code_that_a_yaml_names_needs_consent(run, folder, trained, tmp_path, quiet_logs):
     (tmp_path / "net.py").write_text("raise SystemExit('it ran')")
     text = (folder / "my.yaml").read_text().replace(f"{folder}/net.py", f"{tmp_path}/net.py")
     (tmp_path / "my.yaml").write_text(text)
     model = ("--config-file", tmp_path / "my.yaml", "--weights", trained)
     code, _, err = run("predict", *model, folder / "images", "--output", tmp_path / "out")
     assert code == 2 and "net.py" in err and "--trust-code" in err and "it ran" not in err
-    with pytest.raises(ValueError, match="--trust-code"):
-        run("train", "--config-file", tmp_path / "my.yaml", "OUTPUT_DIR", tmp_path)
+    for command in ("train", "evaluate"):
+        code, _, err = run(
+            *(command, "--config-file", tmp_path / "my.yaml", "OUTPUT_DIR", tmp_path / "out"),
+            *("MODEL.WEIGHTS", trained if command == "evaluate" else ""),
+        )
+        assert code == 2 and "Traceback" not in err and "it ran" not in err
+        last = err.strip().splitlines()[-1]
+        assert last.startswith(f"python -m sparse_refine {command}: error: MODEL.MODULE.PATH of ")
+        assert "net.py" in last and "--trust-code" in last
 
 
 def test_calibrate_writes_a_yaml_for_the_other_commands(run, folder, trained, tmp_path, quiet_logs):

@@ -100,6 +100,7 @@ def test_the_fused_prediction_is_the_answer(output):
     assert record.refined.tolist() == [1] * 4
     assert record.fused.tolist() == [2] * 4
     assert record.label_map("refined").tolist() == [[0, 0, 1, 1]] * 2
+    assert record.selected().tolist() == [[False, False, True, True]] * 2
 
 
 def test_losses_of_predictions_that_differ():
@@ -149,6 +150,27 @@ def test_an_extractor_is_handed_what_the_base_saw():
         assert context.mean().item() == pytest.approx(image.mean().item())
         assert context.shape[-1] == image.shape[-1] // 2
     assert all(torch.equal(one, two) for one, two in zip(given.images, images))
+
+
+def test_crops_of_a_batch_keep_their_places():
+    """Of whole images of 2 x 4 and 4 x 8 pixels, each with its context at half size."""
+    crops = [(0, 2, 2, 4), (1, 5, 4, 8)]
+    contexts = [torch.zeros(3, 1, 2), torch.zeros(3, 2, 4)]
+    model = model_of().train()
+    pixels = {"image": torch.zeros(3, 2, 2), "sem_seg": torch.zeros(2, 2, dtype=torch.int64)}
+    inputs = [{**pixels, "context": c, "crop": crop} for c, crop in zip(contexts, crops)]
+    (given,) = extractor_arguments(model, inputs)
+    places = [(view.top, view.left, *view.full) for view in given.views]
+    assert places == crops and given.sites.sizes == [(2, 2), (2, 2)]
+    first = given.position()[0].tolist()  # the centre of pixel (0, 2) of 2 x 4
+    assert first == pytest.approx([2 * 0.5 / 2 - 1, 2 * 2.5 / 4 - 1])
+
+
+def test_what_stays_frozen_is_the_base_and_what_the_extractor_says():
+    model = model_of()
+    assert model.frozen == ("coarse.base.",)
+    model.extractor.frozen = ("teacher.",)
+    assert model.frozen == ("coarse.base.", "extractor.teacher.")
 
 
 def extractor_arguments(model, inputs):

@@ -12,8 +12,8 @@ from sparse_refine.coarse import CoarsePass, to_logits
 from sparse_refine.extractors import Selection, SparseUNetExtractor
 from sparse_refine.losses import LossWeights, global_mean, refinement_losses, soft_dice
 from sparse_refine.resampling import low_size
-from sparse_refine.selector import BudgetSelector, highest
-from sparse_refine.sites import Sites, View
+from sparse_refine.selector import BudgetSelector
+from sparse_refine.sites import Sites, View, highest
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,25 @@ def test_logits_of_a_base_in_half_precision_are_single():
 
     (out,) = CoarsePass(base=Half(), num_classes=3, scale=0.5)([{"image": torch.zeros(3, 4, 4)}])
     assert out.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_base_of_another_precision_sees_images_of_its_own(dtype):
+    """Any module, also one that does not convert its input; crops' contexts come as uint8."""
+
+    class Typed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), dtype=dtype))
+
+        def forward(self, inputs):
+            assert all(item["image"].dtype == dtype for item in inputs)
+            return [{"sem_seg": item["image"] * self.scale} for item in inputs]
+
+    inputs = [{"image": torch.zeros(3, 4, 4)}]
+    inputs.append({**inputs[0], "context": torch.zeros(3, 2, 2, dtype=torch.uint8)})
+    outputs = CoarsePass(base=Typed(), num_classes=3, scale=0.5)(inputs)
+    assert [out.logits.dtype for out in outputs] == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 17)])

@@ -18,11 +18,10 @@ from sparse_refine.selector import (
     entropy,
     entropy_map,
     expand_mask,
-    highest,
     keep_entropy,
     margin,
 )
-from sparse_refine.sites import View
+from sparse_refine.sites import View, highest
 
 # (low size, full size): integer and odd scales, the same size, and one axis only
 SIZES = [

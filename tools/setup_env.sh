@@ -61,7 +61,7 @@ make_venv() {
   python=${python:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "the pinned versions need Python 3.11 or newer, $python is $("$python" -V 2>&1):" \
-      "give PYTHON= (or install the package beside a torch of your own, see README)"
+      "give PYTHON= (or install the package beside a torch of your own, see docs/installation.md)"
   "$python" -c 'import venv, ensurepip' 2>/dev/null || system_packages \
     "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
   say "making $venv with $("$python" -V)"

@@ -46,6 +46,7 @@ def same(tensors):
         lambda state: {"state_dict": state, "meta": {"history": History([1.0, np.float64(2)])}},
         lambda state: {"state_dict": collections.OrderedDict(state), "hyper": {History: History()}},
         lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {"model": {"name": "resnet"}, "state_dict": state, "meta": History()},
         lambda state: {"state_dict": {n: torch.nn.Parameter(t, False) for n, t in state.items()}},
     ],
 )
@@ -101,7 +102,14 @@ def test_pkl_only_where_allowed(tmp_path):
     assert same(read_tensors(path, allow_pickle=True))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"meta": 1}, {"state_dict": {"a": 1}}, History()])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1, 2], {}, {"meta": 1}, {"model": {}}, {"state_dict": {"a": 1}}, History()),
+        *({"state_dict": {"a": History()}}, {0: torch.ones(1)}, {"model": {0: torch.ones(1)}}),
+    ],
+    ids=repr,
+)
 def test_files_without_tensors(tmp_path, content):
     path = str(tmp_path / "x.pth")
     torch.save(content, path)

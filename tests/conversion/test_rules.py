@@ -46,6 +46,21 @@ def test_a_tensor_that_a_transform_does_not_expect():
         convert({"a": torch.ones(8)}, rules)
 
 
+@pytest.mark.parametrize(
+    "targets, transform",
+    [
+        (("b", "c"), None),
+        (("b", "c"), lambda x: (x,)),
+        ("b", lambda x: x.chunk(2)),
+        ("b", lambda x: ()),
+    ],
+)
+def test_as_many_tensors_as_names(targets, transform):
+    """Else one would be lost without a word."""
+    with pytest.raises(ValueError, match=r"a of shape \(8,\).*it made \d tensors for \d names"):
+        convert({"a": torch.ones(8)}, (Rule("a", targets, transform),))
+
+
 def test_against_a_model():
     converted, report = convert({"layer1.weight": torch.ones(2), "both": torch.ones(2)}, RULES)
     assert report.complete

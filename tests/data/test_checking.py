@@ -90,6 +90,19 @@ def test_files_that_are_cut_short(folder, which):
     assert f"{which}/0.png" in found["truncated"]
 
 
+def test_images_whose_white_is_never_reached(folder):
+    """As of a camera of 12 bits: to the network nearly black. At each check, not once a process."""
+    dark = folder.images / "0.png"
+    cv2.imwrite(str(dark), np.full((*SIZE, 3), 4095, np.uint16))
+    for _ in range(2):
+        (finding,) = folder.check().findings
+        assert finding.kind == "dark image" and not finding.is_fault
+        assert finding.files == (str(dark),)
+        assert f"{dark}: its largest value is 4095, 6.2 % of white (65535)" in finding.message
+    cv2.imwrite(str(dark), np.full((*SIZE, 3), 40950, np.uint16))
+    assert folder.check().findings == []
+
+
 def test_truncated_jpeg(folder):
     image, labels = photograph(7, (300, 400))
     folder.put("2.jpg", image, labels)

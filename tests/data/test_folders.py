@@ -106,3 +106,38 @@ def test_an_unreadable_image_is_named(tmp_path, make, register):
     register(folders)
     with pytest.raises(OSError, match="images/a.jpg"):
         DatasetCatalog.get("mine")
+
+
+def test_paths_from_elsewhere(tmp_path, make, register, monkeypatch):
+    """A folder that is not there is looked for in the working directory; `~` is the home."""
+    make(tmp_path / "field", ["a.jpg", "b.jpg"], ["a.png", "b.png"])
+    (tmp_path / "field" / "split.txt").write_text("b\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    register(("~/field/images", "~/field/labels"), split_file="~/field/split.txt")
+    (record,) = DatasetCatalog.get("mine")
+    assert record["file_name"] == str(tmp_path / "field" / "images" / "b.jpg")
+    monkeypatch.chdir(tmp_path / "field")
+    for folders, split in (
+        (("field/images", "labels"), None),
+        (("images", "field/labels"), None),
+        (("images", "labels"), "field/split.txt"),
+    ):
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
+        register(folders, split_file=split)
+        with pytest.raises(
+            FileNotFoundError, match=f"field/.* in the working directory {tmp_path}"
+        ):
+            DatasetCatalog.get("mine")
+
+
+def test_one_folder_for_both(tmp_path, make, register):
+    """Label maps would be their own images, and every prediction right."""
+    folders = make(tmp_path, ["a.png"], ["a.png"])
+    (tmp_path / "link").symlink_to(folders[1])
+    for images in (folders[1], tmp_path / "link"):
+        register((images, folders[1]))
+        with pytest.raises(ValueError, match=f"{images} is given for images and for labels"):
+            DatasetCatalog.get("mine")
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from sparse_refine.data import build_test_loader, build_train_loader
@@ -140,3 +141,24 @@ def test_each_test_image_once(train_cfg, make_cfg):
     rest = build_test_loader(cfg, name, keep=lambda dicts: dicts[3:])
     assert [item["file_name"] for batch in rest for item in batch] == names[3:]
     assert list(build_test_loader(cfg, name, keep=lambda dicts: [])) == []
+
+
+PAIR = {"file_name": "a.jpg", "sem_seg_file_name": "a.png"}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([], "gives nothing: a list of dicts with 'file_name' and 'sem_seg_file_name'"),
+        ((each for each in [PAIR]), "gives a generator: a list of dicts"),
+        ([PAIR, {"file_name": "b.jpg"}], r"entry 1 has keys \['file_name'\]: a list of dicts"),
+        ([PAIR, ("b.jpg", "b.png")], "entry 1 has tuple: a list of dicts"),
+    ],
+)
+def test_what_a_registered_function_may_not_give(make_cfg, given, message):
+    DatasetCatalog.register("theirs", lambda: given)
+    try:
+        with pytest.raises(ValueError, match=f"data set 'theirs'.* {message}"):
+            build_train_loader(make_cfg("DATASETS.TRAIN", ("theirs",)))
+    finally:
+        DatasetCatalog.remove("theirs")

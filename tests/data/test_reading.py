@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from urllib.error import URLError
+
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
-from sparse_refine.data import check_labels, check_same_size
+from sparse_refine.data import check_labels, check_same_size, decoding
 from sparse_refine.data.reading import read_image, read_labels, read_size
 
 from .files import GREY, RGB, save, save_tiff_16
@@ -214,3 +216,17 @@ def test_rgbweed_reads(datasets_root):
     # Plants are greener than soil only where the image has been turned as the labels are.
     green = image[..., 1].astype(int) - image[..., 0]
     assert green[labels > 0].mean() > 0 > green[labels == 0].mean()
+
+
+@pytest.mark.parametrize("read", [read_image, read_labels, read_size])
+def test_home_and_what_cannot_be_fetched(tmp_path, monkeypatch, read):
+    Image.new("L", (3, 2)).save(tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tuple(np.shape(read("~/a.png")))[:2] in ((2, 3), (2,))  # pixels, or the size
+
+    def refuse(*args):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(decoding.PathManager, "open", refuse)
+    with pytest.raises(OSError, match=r"https://no\.where/a\.png cannot be fetched: Name or"):
+        read("https://no.where/a.png")

@@ -70,3 +70,23 @@ def test_folders_of_a_config(tmp_path):
     cfg.DATASETS.FOLDERS = [["b", "images"]]
     with pytest.raises(ValueError, match=r"DATASETS.FOLDERS .*'b', 'images'"):
         register_folders(cfg)
+
+
+@pytest.mark.parametrize(
+    "folders, entry",
+    [
+        (["dev", "images", "labels"], "'dev'"),  # one entry without the list around it
+        ([["dev", 1, 2]], r"\['dev', 1, 2\]"),
+        ([["dev", "images", None]], r"\['dev', 'images', None\]"),
+        ([{"dev": "images"}], r"\{'dev': 'images'\}"),
+        ([[]], r"\[\]"),
+    ],
+)
+def test_entries_that_are_none(folders, entry):
+    cfg = get_cfg()
+    add_sparse_refine_config(cfg)
+    cfg.DATASETS.FOLDERS, cfg.DATASETS.CLASS_NAMES = folders, ["soil", "crop"]
+    before = DatasetCatalog.list()
+    with pytest.raises(ValueError, match=rf"DATASETS\.FOLDERS has the entry {entry}: \[name, "):
+        register_folders(cfg)
+    assert DatasetCatalog.list() == before

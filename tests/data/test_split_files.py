@@ -52,3 +52,16 @@ def test_an_encoding_that_cannot_be_told_is_named(tmp_path, register):
         MetadataCatalog.remove("mine")
         (finding,) = list_folder("x", *FOLDERS, path).findings
         assert finding.kind == "listing" and str(path) in finding.message
+
+
+@pytest.mark.parametrize("line", ["images/0.png labels/1.png", "0.png,1.png", "0.png\t2.png"])
+def test_an_image_and_its_labels_in_a_line(tmp_path, register, line):
+    """As other projects list pairs: the last name would decide which image it is."""
+    (tmp_path / "pairs.txt").write_text(f"2\n{line}\n")
+    with pytest.raises(ValueError, match=r"pairs\.txt, line 2: .* names 2 files; a line holds one"):
+        listed(tmp_path / "pairs.txt", register)
+
+
+def test_a_folder_before_a_name(tmp_path, register):
+    (tmp_path / "split.txt").write_text("my photographs/2.jfif\nimages/0.png\n")
+    assert listed(tmp_path / "split.txt", register) == ["2.jfif", "0.png"]

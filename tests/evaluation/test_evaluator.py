@@ -188,3 +188,13 @@ def test_label_map_is_the_first_highest_score(classes):
         expected = np.argmax(scores.numpy(), axis=0)  # numpy promises the first of equals
         assert (labels == expected).all()
     assert labels.dtype == (np.uint8 if classes <= 256 else np.int16)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_a_model_of_other_classes(dataset, classes):
+    """One of two classes would be counted as a model of three that never finds the third."""
+    name, records = dataset([TRUTH])
+    evaluator = SparseRefineEvaluator(name, boundary_distance=1)
+    output = {"sem_seg": torch.zeros(classes, *TRUTH.shape)}
+    with pytest.raises(ValueError, match=rf"scores of {classes} classes, the data set has 3"):
+        evaluate(evaluator, records, [output])

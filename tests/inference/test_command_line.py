@@ -44,3 +44,28 @@ def test_dense_models_refine_nothing(run, tmp_path, capsys, save):
     assert run(source, "--budget", "0.1", options=dense) == 2
     assert capsys.readouterr().err.count("refines nothing") == 2
     assert run(source, "--probabilities", options=dense) == 0
+
+
+def test_outputs_that_are_no_folder(run, tmp_path, capsys, save):
+    source = save(tmp_path / "a.png")
+    for output in (source, source / "below"):
+        assert run(source, "--output", output) == 2
+        assert f"--output is '{output}', and {source} is a file" in capsys.readouterr().err
+
+
+def test_a_folder_into_itself(run, tmp_path, capsys, save):
+    """What is in the output folder is taken for the program's own."""
+    save(tmp_path / "photos" / "a.png")
+    for output in (tmp_path / "photos", tmp_path):
+        assert run(tmp_path / "photos", "--output", output) == 2
+        assert "choose another --output" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
+
+
+def test_home_in_outputs(run, tmp_path, save, monkeypatch):
+    """A shell leaves `--output=~/results` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(save(tmp_path / "a.png"), "--output", "~/results") == 0
+    assert (tmp_path / "results" / "labels" / "a.png").is_file()
+    assert not (tmp_path / "~").exists()

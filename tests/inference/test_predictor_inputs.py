@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sparse_refine.data import SegmentationMapper
 from sparse_refine.inference.predictor import SparseRefinePredictor
 
 from .predicting import LABELS, same
@@ -105,3 +106,34 @@ def test_what_is_no_image(predictor, image, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(OSError, match=r"text\.jpg"):
         made(tmp_path / "text.jpg")
+
+
+def test_home_in_paths(make_cfg, weights, image, tmp_path, monkeypatch):
+    path = weights()
+    (tmp_path / "model.yaml").write_text(make_cfg().dump())
+    Image.fromarray(image).save(tmp_path / "image.png")
+    expected = SparseRefinePredictor(make_cfg(), path)(image)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert same(SparseRefinePredictor("~/model.yaml", path)("~/image.png"), expected)
+
+
+def test_options_and_budgets_of_another_kind(make_cfg, weights, predictor):
+    path = weights()
+    for opts in ({"OUTPUT_DIR": "a", "VERSION": 2}, "OUTPUT_DIR a"):
+        with pytest.raises(TypeError, match=rf"opts is a {type(opts).__name__}: a list of pairs"):
+            SparseRefinePredictor(make_cfg(), path, opts=opts)
+    with pytest.raises(TypeError, match="a share 0..1 of the pixels, not '0.1'"):
+        predictor().set_budget("0.1")
+    predictor().set_budget(np.float32(0.1))
+
+
+def test_a_size_that_images_are_not_resized_to_is_refused(make_cfg, weights):
+    """DefaultPredictor would resize by it: other labels for the same config."""
+    cfg = make_cfg("INPUT.MIN_SIZE_TEST", 800)
+    for use in (
+        lambda: SparseRefinePredictor(cfg, weights()),
+        lambda: SegmentationMapper(cfg, is_train=False),
+    ):
+        with pytest.raises(ValueError, match="INPUT.MIN_SIZE_TEST is 800.*set it to 0"):
+            use()
+    SegmentationMapper(cfg, is_train=True)

@@ -98,3 +98,18 @@ def test_projects_from_the_command_line(project, tmp_path):
     opts = ["SEED", "1", "PROJECTS", f"['{file}:add_config']"]
     assert named_projects(leaf, opts) == [f"{file}:add_config"]
     assert load_config(str(leaf), opts).MODEL.THEIRS.WIDTH == 3
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "holds no keys and values"),
+        (b"- a\n", "holds no keys and values"),
+        (b"\x89PNG\r\n", "is no text in UTF-8, so no yaml"),
+    ],
+)
+def test_what_is_no_config(tmp_path, content, message):
+    """`--config-file model_final.pth`, an image, or nothing."""
+    (tmp_path / "given").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/given {message}"):
+        load_config(str(tmp_path / "given"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -145,3 +146,27 @@ def test_untagged_checkpoints_are_not_resumed_from(tmp_path):
     checkpointer.save("model_1")
     checkpointer.save("model_best", tag=False)
     assert Path(checkpointer.get_checkpoint_file()).name == "model_1.pth"
+
+
+# ---- what cannot be read -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["model_0000099.pth", ""])
+def test_a_last_checkpoint_that_is_gone(tmp_path, named):
+    (tmp_path / "last_checkpoint").write_text(named)
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/last_checkpoint names '{named}'"):
+        SafeCheckpointer(linear(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"MODEL\.WEIGHTS.*'{tmp_path}' is a folder"):
+        SafeCheckpointer(linear()).load(str(tmp_path))
+
+
+def test_a_file_that_cannot_be_fetched(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("fvcore.common.checkpoint.Checkpointer.load", refuse)
+    with pytest.raises(OSError, match=r"MODEL\.WEIGHTS: https://no\.where/a\.pth .*Name or serv"):
+        SafeCheckpointer(linear()).load("https://no.where/a.pth")

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sparse_refine.storage.files import check_replaceable, whole_folder, write_text, write_whole
+from sparse_refine.storage.files import (
+    check_not_an_input,
+    check_replaceable,
+    check_writable_folder,
+    whole_folder,
+    write_text,
+    write_whole,
+)
 
 
 def test_written_and_replaced(tmp_path):
@@ -52,6 +59,25 @@ def test_texts_are_in_utf_8(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n"
 
 
+def test_an_output_that_is_an_input(tmp_path):
+    file, folder = tmp_path / "in" / "a.txt", tmp_path / "in"
+    folder.mkdir()
+    file.write_text("x")
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "folder").symlink_to(folder)
+    os.link(file, tmp_path / "hard.txt")
+    for output in (
+        *(file, tmp_path / "link", tmp_path / "folder" / "a.txt", tmp_path / "hard.txt"),
+        *(str(folder / ".." / "in" / "a.txt"), folder, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="one of the inputs"):
+            check_not_an_input(output, [None, tmp_path / "gone", file])
+    with pytest.raises(ValueError, match="one of the inputs"):
+        check_not_an_input(file, [folder])  # of a folder the files in it
+    for output in (tmp_path / "new.txt", folder / "b.txt", "/dev/null"):
+        check_not_an_input(output, [file, folder, "/dev/null"])
+
+
 def test_a_folder_is_put_in_place_whole(tmp_path):
     path = tmp_path / "deep" / "report"
     for text in ("first", "second"):
@@ -81,3 +107,19 @@ def test_a_folder_of_others_is_not_replaced(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
             check_replaceable(tmp_path / name, "marker")
+
+
+def test_folders_to_write_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("runs/new/one", "~/new", tmp_path):
+        check_writable_folder(folder, "KEY")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", str(tmp_path / "file" / "below"), "~/file"):
+        with pytest.raises(ValueError, match=rf"KEY is '{folder}', and {tmp_path}/file is a file"):
+            check_writable_folder(folder, "KEY")
+    for folder in ("", "s3://bucket/run"):
+        with pytest.raises(ValueError, match=rf"KEY is '{folder}': a folder of this machine"):
+            check_writable_folder(folder, "KEY")
+    with pytest.raises(ValueError, match="KEY is '/proc/run', and /proc cannot be written"):
+        monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/proc")  # root may all
+        check_writable_folder("/proc/run", "KEY")

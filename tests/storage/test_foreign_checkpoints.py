@@ -2,9 +2,11 @@
 """Checkpoints as other programs write them, as MODEL.WEIGHTS and as a base's BASE.WEIGHTS."""
 
 import argparse
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,18 +171,73 @@ def test_a_model_whose_names_look_like_a_wrappers(tmp_path, query):
         assert torch.equal(other.module.weight, model.module.weight + 1)
 
 
+@pytest.mark.parametrize("ending", ["pth", "pkl"])
 @pytest.mark.parametrize(
     "content, found",
     [
-        ({"epoch": 3, "loss": 0.5}, r"keys \['epoch', 'loss'\]"),
-        ([1, 2], "list"),
+        ({"epoch": 3, "loss": 0.5}, r"keys \['epoch': int, 'loss': float\]"),
+        ([1, 2], "a list"),
+        (None, "a NoneType"),
         ({}, r"keys \[\]"),
-        ({"state_dict": {}}, r"none of its tensors|missing|holds no weights"),
+        ({"state_dict": {}}, r"keys \['state_dict': dict of 0 entries\]"),
+        ({"model": {}}, r"keys \['model': dict of 0 entries\]"),
+        ({"model": {"state_dict": {}}}, r"keys \['model': dict of 1 entries\]"),
+        ({"model": {"epoch": 3}}, r"keys \['model': dict of 1 entries\]"),
+        ({"blobs": {}}, r"keys \['blobs': dict of 0 entries\]"),
+        ({0: torch.ones(2)}, r"keys \[0: Tensor\]"),
+        ({"state": {0: {"step": torch.ones(1)}}}, r"keys \['state': dict of 1 entries\]"),
+    ],
+    ids=str,
+)
+def test_a_file_without_weights(tmp_path, cfg_of, content, found, ending):
+    """Whatever loads it: as it is, with names matched by Detectron2's heuristics, as a base."""
+    path = str(tmp_path / f"other.{ending}")
+    if ending == "pth":
+        torch.save(content, path)
+    else:
+        Path(path).write_bytes(pickle.dumps(content))
+    for load, key, query in (
+        (load_model, "MODEL.WEIGHTS", ""),
+        (load_model, "MODEL.WEIGHTS", "?matching_heuristics=True"),
+        (build_base, BASE_WEIGHTS, ""),
+    ):
+        with pytest.raises(ValueError, match=rf"other\.{ending} holds no weights, but {found}"):
+            load(cfg_of(key, path + query, "MODEL.ALLOW_PICKLE", ending == "pkl"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": {"state_dict": state}, "epoch": 3},
+        lambda state: {"model": {"name": "tiny"}, "state_dict": state},
+        lambda state: {"model": {}, "model_state_dict": state},
     ],
 )
-def test_a_file_without_weights(tmp_path, cfg_of, content, found):
-    path = tmp_path / "other.pth"
-    torch.save(content, path)
-    for load, key in ((load_model, "MODEL.WEIGHTS"), (build_base, BASE_WEIGHTS)):
-        with pytest.raises(ValueError, match=rf"other\.pth.*({found})"):
-            load(cfg_of(key, str(path)))
+def test_containers_in_containers_and_beside_others(tmp_path, cfg_of, wrap):
+    path = tmp_path / "wrapped.pth"
+    torch.save(wrap(state_of()), path)
+    assert_holds(load_model(cfg_of("MODEL.WEIGHTS", str(path))), path)
+    assert_holds(build_base(cfg_of(BASE_WEIGHTS, str(path))), path)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_what_is_no_tensor_among_the_tensors(tmp_path, cfg_of, caplog, wrapped):
+    """A number or a text beside the weights is left out, and that is said."""
+    path, state = tmp_path / "noted.pth", {**state_of(), "epoch": 3, "note": "best"}
+    torch.save({"state_dict": state} if wrapped else state, path)
+    with caplog.at_level("WARNING"):
+        assert_holds(load_model(cfg_of("MODEL.WEIGHTS", str(path))), path)
+    assert "noted.pth: ['epoch', 'note'] are no tensors" in caplog.text
+    assert_holds(build_base(cfg_of(BASE_WEIGHTS, str(path))), path)
+
+
+def test_caffe2_blobs(tmp_path):
+    """Detectron's own: a pickle of {"blobs": ...}, momenta among them, names by heuristics."""
+    stem = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(3, 8, 3)})
+    model = torch.nn.ModuleDict({"stem": stem})
+    blobs = {"conv1_w": np.ones((8, 3, 3, 3), np.float32), "conv1_b": np.ones(8, np.float32)}
+    blobs["conv1_w_momentum"] = np.zeros((8, 3, 3, 3), np.float32)
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs, "cfg": "text"}))
+    SafeCheckpointer(model, allow_pickle=True, required=("",)).load(str(path))
+    assert all((parameter == 1).all() for parameter in model.parameters())

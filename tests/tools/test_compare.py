@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 
 from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
@@ -88,6 +91,36 @@ def test_the_oracle_puts_the_truth_in(run):
     assert 100 * best["miou"] == pytest.approx(summarize(total, (np.ones(3), np.ones(3)))["mIoU"])
 
 
+def test_metadata_without_an_ignore_label(run):
+    """As Detectron2's pages register a data set: IGNORE_VALUE holds, for the oracle too."""
+    labels = Path(f"{run.dataset}/labels/0.png")
+    truth = np.array(Image.open(labels))
+    truth[:9] = 77
+    Image.fromarray(truth).save(labels)
+    known = MetadataCatalog.get(run.dataset).as_dict()
+    MetadataCatalog.remove(run.dataset)
+    known = {key: known[key] for key in ("stuff_classes", "evaluator_type")}
+    MetadataCatalog.get(run.dataset).set(**known)
+    ignore = ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "77")
+    model, best = run("--oracle", "--arm", "a", "C", "w0.safetensors", "--", *ignore)
+    assert 0 < model["miou"] < best["miou"] <= 1
+
+
+def test_a_data_set_that_does_not_fit_an_arm(run, capsys):
+    """Every arm is held against the data set of the first, before any image."""
+    first = ("--arm", "a", "C", "w0.safetensors")
+    for own, message in (
+        ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE=9", "ignores label 255 but .*IGNORE_VALUE is 9"),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES=4", "has 3 classes but .*NUM_CLASSES is 4"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*first, "--arm", "b", "C", "w0.safetensors", own)
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        run(*first, "--", "DATASETS.TEST", "()")
+    assert "DATASETS.TEST of C is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -104,7 +137,7 @@ def test_bad_arms(run, capsys, arguments, message):
 
 
 def test_table_of_one_seed_and_an_oracle():
-    common = {"selected_fraction": 0.1, "megapixels_refined": 0.8}
+    common = {"selected_fraction": 0.1, "megapixels_refined": 0.8, "precision": "float32"}
     rows = [
         {"arm": "a", "miou": 0.5, "boundary_iou": 0.25, "seconds": 2.0, **common},
         {"arm": "a_oracle", "miou": 0.75, "boundary_iou": 0.5, "seconds": None, **common},

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights from elsewhere in training, and models whose names or random numbers are awkward."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sparse_refine import SparseRefinePredictor
 from sparse_refine.storage.weights import load_weights
 
 from ..tiny import TinyBase
-from .runs import METHOD, assert_same, final, stop_at
+from .runs import METHOD, assert_same, base_weights, final, stop_at
 
 NETS = """
 import torch
@@ -252,6 +254,19 @@ def test_a_refiner_does_not_replace_its_base(run, tmp_path):
             run("base", "MODEL.META_ARCHITECTURE", "TinyBase", "MODEL.WEIGHTS", weights)
     assert {path: path.read_bytes() for path in before} == before
     run("refined", METHOD + "BASE.WEIGHTS", str(file), "SOLVER.MAX_ITER", 1)
+
+
+def test_a_checkpoint_that_is_a_link_to_the_base(run, tmp_path, make_cfg):
+    """Checkpoints are written through links: to a file of any name, anywhere."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "out").mkdir()
+    file = Path(base_weights(make_cfg(), tmp_path / "store"))
+    before, link = file.read_bytes(), tmp_path / "out" / "model_final.pth"
+    link.symlink_to(file)
+    for weights in (file, link):
+        with pytest.raises(ValueError, match=r"BASE\.WEIGHTS is .*over it.*another OUTPUT_DIR"):
+            run("out", METHOD + "BASE.WEIGHTS", str(weights))
+    assert file.read_bytes() == before
 
 
 # ---- a dense model that comes with its weights ---------------------------------------------------

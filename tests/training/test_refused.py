@@ -15,7 +15,6 @@ from PIL import Image
 
 from sparse_refine.commands.train import train
 from sparse_refine.config import load_config
-from sparse_refine.data import register_image_label_folder
 from sparse_refine.evaluation import known_metrics
 from sparse_refine.evaluation.checks import check_datasets
 from sparse_refine.modeling.building import build_model
@@ -29,54 +28,6 @@ DENSE = ["MODEL.META_ARCHITECTURE", "TinyBase"]
 
 def assert_nothing_was_trained(folder: Path) -> None:
     assert not (folder / "model_final.pth").exists()
-
-
-# ---- nothing to learn ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """make(values, classes) -> options of a data set whose labels are stripes of the values."""
-    names = []
-
-    def make(values, classes):
-        name = f"{tmp_path.name}_stripes_{len(names)}"
-        names.append(name)
-        for kind in ("images", "labels"):
-            (tmp_path / name / kind).mkdir(parents=True)
-        labels = np.resize(np.array(values, np.uint8), (40, 56))
-        for index in range(2):
-            picture = Image.fromarray(np.zeros((40, 56, 3), np.uint8))
-            picture.save(tmp_path / name / "images" / f"{index}.png")
-            Image.fromarray(labels).save(tmp_path / name / "labels" / f"{index}.png")
-        folder = tmp_path / name
-        register_image_label_folder(name, folder / "images", folder / "labels", classes)
-        sets = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
-        return [*DENSE, *sets, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(classes)]
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.mark.parametrize(
-    "values, classes, message",
-    [
-        ([0, 255], ["no", "weed"], r"0 and 255 alone.*255 is a class, not the ignore value"),
-        ([1], ["soil", "weed"], "hold 1 alone.*nothing to learn"),
-        ([255], ["soil", "weed"], "hold 255 alone.*nothing to learn"),
-        ([0], ["soil"], r"NUM_CLASSES is 1.*nothing to learn.*two classes"),
-    ],
-)
-def test_nothing_to_learn(run, labelled, tmp_path, values, classes, message):
-    with pytest.raises(ValueError, match=message):
-        run("a", *labelled(values, classes))
-    assert_nothing_was_trained(tmp_path / "a")
-
-
-def test_two_classes_of_many_are_enough(run, labelled):
-    run("a", *labelled([0, 2], ["soil", "crop", "weed"]), "SOLVER.MAX_ITER", 1)
 
 
 # ---- keys ----------------------------------------------------------------------------------------

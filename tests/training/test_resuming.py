@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and evaluation that were stopped, or killed, and go on."""
 
+import itertools
+
 import pytest
 import torch
+from detectron2.utils import comm
 
 from sparse_refine import SparseRefine
 from sparse_refine.storage.weights import load_weights
@@ -35,6 +38,25 @@ def test_a_resumed_run_is_an_unbroken_one(run, tmp_path, monkeypatch, kind, stop
         run("broken", *of("broken"))
     assert not (tmp_path / "broken" / "model_final.pth").exists()
     run("broken", *of("broken"), flags=["--resume"])
+    assert_same(final(tmp_path / "unbroken"), final(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("kind", slow_except(["dense", "refined"], "dense"))
+def test_a_resumed_run_without_a_seed(run, tmp_path, monkeypatch, kind):
+    """SEED -1 draws one, which is the checkpoint's: for the data as for dropout and its kin."""
+    dense = ["MODEL.META_ARCHITECTURE", "TinyBase"] if kind == "dense" else []
+    options = [*dense, "SEED", -1, "INPUT.COLOR_AUG_SSD", True, "MODEL.WEIGHTS"]
+    run("weights", *dense, "SOLVER.MAX_ITER", 1)
+    options.append(str(tmp_path / "weights" / "model_final.pth"))  # SEED draws those as well
+    drawn = itertools.repeat(11)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: next(drawn))
+    run("unbroken", *options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3)
+        run("broken", *options)
+    drawn = itertools.count(70)
+    run("broken", *options, flags=["--resume"])
+    assert next(drawn) > 70  # it did draw
     assert_same(final(tmp_path / "unbroken"), final(tmp_path / "broken"))
 
 

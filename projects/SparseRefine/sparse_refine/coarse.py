@@ -6,6 +6,7 @@ Shapes: B images, K classes, (H, W) full size, (h, w) low size, P selected pixel
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,8 @@ from .modeling.contract import SCORE_TYPES, score_type_of
 from .resampling import INTERPOLATIONS, downsample, low_size, read_at
 from .sites import Sites, View
 from .storage.coarse_cache import CoarseCache
+
+logger = logging.getLogger(__name__)
 
 
 def to_logits(scores: torch.Tensor, score_type: str) -> torch.Tensor:
@@ -95,7 +98,7 @@ class CoarsePass(nn.Module):
         self.temperature = temperature
         self.interpolation = interpolation
         self.cache = cache
-        self._looked_at = False  # whether the base's first answer has been
+        self._looked_at = False  # whether the first images and the base's answer have been
 
     @classmethod
     def from_config(cls, cfg: CN, base: nn.Module) -> dict:
@@ -125,6 +128,7 @@ class CoarsePass(nn.Module):
         Raises:
             ValueError: the base's class count is not `num_classes`, or it returned no `sem_seg`.
         """
+        self._look_at_images(inputs)
         contexts = [self.context(item) for item in inputs]
         outputs = [self._cached(item, context) for item, context in zip(inputs, contexts)]
         groups: dict[tuple, list[int]] = {}  # padding to another image's size would change logits
@@ -156,6 +160,8 @@ class CoarsePass(nn.Module):
         return None if logits is None else CoarseOutput(context, logits)
 
     def _run_base(self, contexts: list[torch.Tensor]) -> list[dict]:
+        if self.base.training:  # somebody called its train() by hand
+            self.base.eval()
         batch = [{"image": c, "height": c.shape[-2], "width": c.shape[-1]} for c in contexts]
         if not self.training:
             return self.base(batch)
@@ -184,16 +190,37 @@ class CoarsePass(nn.Module):
                 f"the base {type(self.base).__name__} predicts {scores.shape[0]} classes but "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}"
             )
-        scores = scores.float()
         if self.score_type == "logits" and not self._looked_at:
-            self._looked_at = True
-            self._refuse_probabilities(scores)
-        return to_logits(scores, self.score_type)
+            self._refuse_probabilities(scores.float(), max(1e-3, 4 * torch.finfo(scores.dtype).eps))
+        self._looked_at = True
+        return to_logits(scores.float(), self.score_type)
 
-    def _refuse_probabilities(self, scores: torch.Tensor) -> None:
-        """Read as logits they would select nearly every pixel."""
-        total = scores.sum(0)
-        distribution = scores.min() >= 0 and (total - 1).abs().max() < 1e-3
+    def _look_at_images(self, inputs: Sequence[dict]) -> None:
+        """Of the first batch: floats in 0..1 are read as 0..255 where the base says that it takes
+        those, and nearly black images give labels too."""
+        if self._looked_at:
+            return
+        statistics = [getattr(self.base, name, None) for name in ("pixel_mean", "pixel_std")]
+        if not any(isinstance(s, torch.Tensor) and s.max() > 1 for s in statistics):
+            return
+        floats = [item["image"] for item in inputs if item["image"].is_floating_point()]
+        if any(0 < image.max() <= 1 and image.min() >= 0 for image in floats):
+            logger.warning(
+                f"an image holds floating point values in 0..1, and the base "
+                f"{type(self.base).__name__} has PIXEL_MEAN and PIXEL_STD of 0..255: multiply "
+                "images by 255, or give it both of 0..1"
+            )
+
+    def _refuse_probabilities(self, scores: torch.Tensor, tolerance: float) -> None:
+        """Read as logits they would select nearly every pixel. `tolerance`: of their sum."""
+        total, low, high = scores.sum(0), scores.min(), scores.max()
+        distribution = low >= 0 and (total - 1).abs().max() < tolerance
+        if low >= 0 and low < high <= 1 and not distribution:
+            logger.warning(
+                f"the base {type(self.base).__name__} returns values in 0..1 alone, as a sigmoid "
+                "does: where they are no logits, set MODEL.SPARSE_REFINE.BASE.SCORE_TYPE "
+                "(score_type of SparseRefine.wrap) to 'probabilities', or take the sigmoid off"
+            )
         if len(scores) > 1 and distribution:
             raise ValueError(
                 f"the base {type(self.base).__name__} returns values in 0..1 that sum to 1 over "

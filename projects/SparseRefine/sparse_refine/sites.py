@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites: the selected pixels of a batch, in the one form in which all parts hand them on.
+"""Sites: the selected pixels of a batch, in the one form in which all parts hand them on; and which
+pixels of an image a budget takes.
 
 Shapes: B images of (H,W) pixels, P sites of the whole batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,6 +119,50 @@ class Sites:
             for values, yx in zip(maps, self.by_image())
         ]
         return torch.cat(parts)
+
+
+def highest(
+    scores: torch.Tensor, weights: torch.Tensor, budget: int
+) -> tuple[torch.Tensor, int, int]:
+    """The places of highest score whose weights sum to at most `budget`, in descending order until
+    one no longer fits; of equal scores the first in raster order.
+
+    Sorting all scores took 40 ms at half a million. Here a histogram of their upper 16 bits (of
+    non-negative floats the bits order as the values do) finds the few among which the border runs.
+
+    Args:
+        scores: (h,w), at least 0 (negative ones, by rounding, count as 0, and NaN as the highest).
+        weights: (h,w) int64, above 0.
+        budget: at least 0.
+
+    Returns:
+        Their mask (h,w); the flat index of the next place, and what is left of the budget for it
+        (0 and 0 where all fit).
+    """
+    scores = scores.float().nan_to_num(nan=math.inf).clamp(min=0) + 0.0  # -0.0 + 0.0 is 0.0
+    bits = scores.view(torch.int32).flatten()  # (h w,)
+    bins, weights = (bits >> 16).long(), weights.flatten()
+    # counted by bin and weight, of which there are few: sums of integers do not depend on the order
+    least, most = int(weights.min()), int(weights.max())
+    steps = most - least + 1
+    # 0x7F80 is the bin of infinity
+    counts = torch.bincount(bins * steps + (weights - least), minlength=(0x7F80 + 1) * steps)
+    values = torch.arange(least, most + 1, device=counts.device)
+    above = (counts.view(-1, steps) * values).sum(1).flip(0).cumsum(0)  # highest bin first
+    # the first bin, from the highest, that does not fit as a whole
+    border = int((above <= budget).sum())
+    if border == len(above):
+        return torch.ones_like(scores, dtype=torch.bool), 0, 0
+    rest = budget - (int(above[border - 1]) if border else 0)
+    border = len(above) - 1 - border
+    mask = bins > border
+    inside = (bins == border).nonzero()[:, 0]
+    inside = inside[bits[inside].sort(descending=True, stable=True).indices]
+    total = weights[inside].cumsum(0)
+    whole = int((total <= rest).sum())
+    mask[inside[:whole]] = True
+    rest -= int(total[whole - 1]) if whole else 0
+    return mask.view(scores.shape), int(inside[whole]), rest
 
 
 def _check(coordinates: torch.Tensor, sizes: list[tuple[int, int]]) -> None:

@@ -44,13 +44,19 @@ from model_benchmark.arms import build_models, read_sites
 from model_benchmark.records import measure, table
 from tabulate import tabulate
 
-from sparse_refine.commands.arguments import add_trust_code, output_file, positive
+from sparse_refine.commands.arguments import (
+    add_trust_code,
+    config_files,
+    errors_in_a_line,
+    output_file,
+    positive,
+)
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.modeling.contract import refines
 from sparse_refine.sparse import PRESETS
-from sparse_refine.storage.files import write_text
+from sparse_refine.storage.files import check_not_an_input, write_text
 
 PACKAGES = ("timm", "transformers", "MinkowskiEngine")
 PRECISIONS = ("float32", "bfloat16")
@@ -64,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = ["MODEL.SPARSE_REFINE.OUTPUT", "labels", *args.opts]
     if args.channels_last:
         options += ["MODEL.CHANNELS_LAST", True]
-    cfg = load_config(args.config_file, options, trust_code=args.trust_code)
+    with errors_in_a_line(parser):
+        check_not_an_input(args.json, [*config_files(args.config_file), args.sites])
+        cfg = load_config(args.config_file, options, trust_code=args.trust_code)
     if not refines(cfg):
         parser.error(
             f"--config-file {args.config_file}: MODEL.META_ARCHITECTURE is "
@@ -82,7 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--sites: {error}")
 
     torch.manual_seed(0)
-    models, random = build_models(cfg, args.preset, sites)
+    with errors_in_a_line(parser):
+        models, random = build_models(cfg, args.preset, sites)
     facts = {**describe_machine(device, PACKAGES), "detectron2": detectron2.__version__}
     print(tabulate(facts.items(), tablefmt="plain"))
     if random:

@@ -74,6 +74,7 @@ from sparse_refine.commands.arguments import output_file, positive
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.sparse import PRESETS
+from sparse_refine.storage.files import check_not_an_input
 
 PACKAGES = ("MinkowskiEngine", "spconv")
 
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     keep_freed_memory()
     try:
+        check_not_an_input(args.json, args.masks or ())
         masks = read_masks(args.masks) if args.masks else {"a generated mask": synthetic_mask()}
     except ValueError as error:
         parser.error(str(error))

@@ -41,13 +41,19 @@ from model_benchmark import merging
 from model_benchmark.arms import read_sites
 from tabulate import tabulate
 
-from sparse_refine.commands.arguments import add_trust_code, output_file, positive
+from sparse_refine.commands.arguments import (
+    add_trust_code,
+    config_files,
+    errors_in_a_line,
+    output_file,
+    positive,
+)
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.evaluation.machine import describe_machine
 from sparse_refine.modeling.mix_transformer import SIZES
 from sparse_refine.modeling.token_merging import PRESETS
-from sparse_refine.storage.files import write_text
+from sparse_refine.storage.files import check_not_an_input, write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.segformer:
         options += merging.segformer_options(args.segformer)
     options += args.opts
-    cfg = load_config(args.config_file, options, trust_code=args.trust_code)
+    with errors_in_a_line(parser):
+        check_not_an_input(args.json, [*config_files(args.config_file), args.sites])
+        cfg = load_config(args.config_file, options, trust_code=args.trust_code)
     device = torch.device(cfg.MODEL.DEVICE)
     try:
         sites = None if args.sites is None else read_sites(args.sites, size).to(device)
@@ -67,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--sites: {error}")
 
     torch.manual_seed(0)
-    model, base, random = merging.build(cfg, sites, args.dense)
+    with errors_in_a_line(parser):
+        model, base, random = merging.build(cfg, sites, args.dense)
     if args.sites is not None and model is None:
         parser.error("--sites: it is for SparseRefine, which is not timed here")
     facts = {**describe_machine(device, PACKAGES), "detectron2": detectron2.__version__}

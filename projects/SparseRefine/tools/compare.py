@@ -19,10 +19,11 @@ did to one image (with the last seed).
 import argparse
 from pathlib import Path
 
-from sparse_refine.commands.arguments import add_trust_code, errors_in_a_line
+from sparse_refine.commands.arguments import add_trust_code, config_files, errors_in_a_line
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
+from sparse_refine.evaluation.checks import check_datasets
 from sparse_refine.evaluation.comparison import (
     IN_PROCESS,
     Arm,
@@ -32,6 +33,7 @@ from sparse_refine.evaluation.comparison import (
     write_rows,
 )
 from sparse_refine.inference.loading import load_model
+from sparse_refine.storage.files import check_not_an_input
 from sparse_refine.visualization.figure import draw
 
 
@@ -66,6 +68,9 @@ def main(arguments=None):
 
     output = Path(args.output)
     with errors_in_a_line(parser):
+        for written in (output / "results.json", args.figure):
+            if written:
+                check_not_an_input(written, inputs(args))
         if not args.seeds:
             rows = run(args, output, None)
         else:
@@ -74,21 +79,36 @@ def main(arguments=None):
     print(comparison_table(rows))
 
 
+def inputs(args):
+    """Configs and weights of all arms."""
+    for _, *values in args.arm:
+        for seed in args.seeds or [None]:
+            config, weights = with_seed(values, seed)[:2]
+            yield from (*config_files(config), weights)
+
+
+def with_seed(values: list, seed) -> list:
+    return values if seed is None else [value.replace("{seed}", seed) for value in values]
+
+
 def run(args, output: Path, seed) -> list:
     """The comparison with one seed; its rows."""
-    arms = []
+    arms, dataset = [], None
     for number, (name, *values) in enumerate(args.arm, 1):
-        if seed is not None:
-            values = [value.replace("{seed}", seed) for value in values]
-        path, weights, *own = values
+        path, weights, *own = with_seed(values, seed)
         own = [part for pair in own for part in pair.split("=", 1)]
-        options = [*args.opts, *own, "MODEL.WEIGHTS", weights, *IN_PROCESS]
+        options = [*args.opts, *own, "MODEL.WEIGHTS", weights, *IN_PROCESS, "DATASETS.TRAIN", ()]
+        options += ["DATASETS.TEST", (dataset,)] if dataset else []
         cfg = load_config(path, options, trust_code=args.trust_code)
-        if not arms:
+        check_datasets(cfg)
+        if dataset is None:
+            if not cfg.DATASETS.TEST:
+                raise ValueError(f"DATASETS.TEST of {path} is empty: no images to compare on")
             dataset, distance = cfg.DATASETS.TEST[0], cfg.TEST.BOUNDARY_DISTANCE
+            ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         oracle = args.oracle and number == len(args.arm)
         arms.append(Arm(name, load_model(cfg), build_test_loader(cfg, dataset), oracle))
-    rows = compare(arms, dataset, output, distance)
+    rows = compare(arms, dataset, output, distance, ignore)
     if args.figure:
         draw(args.figure, arms[-1].model, dataset, args.image, cfg.INPUT.FORMAT)
     return rows

@@ -28,7 +28,13 @@ from visual_report import pictures, plots
 from visual_report.measure import ImageResult, measure
 from visual_report.report import MARKER, RANKS, About, choose, write_report
 
-from sparse_refine.commands.arguments import add_model, errors_in_a_line, load_refining, positive
+from sparse_refine.commands.arguments import (
+    add_model,
+    config_files,
+    errors_in_a_line,
+    load_refining,
+    positive,
+)
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.data import build_test_loader, read_labels
 from sparse_refine.evaluation.checks import check_datasets
@@ -36,7 +42,7 @@ from sparse_refine.evaluation.comparison import IN_PROCESS
 from sparse_refine.evaluation.metrics import remap_ignored
 from sparse_refine.evaluation.results import results_table
 from sparse_refine.inference.predictor import SparseRefinePredictor
-from sparse_refine.storage.files import check_replaceable, whole_folder
+from sparse_refine.storage.files import check_not_an_input, check_replaceable, whole_folder
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2)
 
@@ -51,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_in_a_line(parser):
         plots.require_matplotlib()
         check_replaceable(args.output, MARKER)
+        check_not_an_input(args.output, [*config_files(args.config_file), args.weights])
         predictor = load(args)
         name = predictor.cfg.DATASETS.TEST[0]
         loader = build_test_loader(predictor.cfg, name, keep=lambda dicts: dicts[: args.limit])

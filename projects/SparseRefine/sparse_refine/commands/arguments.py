@@ -16,6 +16,8 @@ from detectron2.config import CfgNode
 from ..inference.predictor import SparseRefinePredictor
 from ..modeling.contract import refines
 
+WRONG_ARGUMENT = 2  # argparse's exit code
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
@@ -31,6 +33,24 @@ def output_file(text: str) -> Path:
     if not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: its folder does not exist")
     return path
+
+
+def config_files(path: str | Path | None) -> Iterator[Path]:
+    """A yaml and those that it stands on (_BASE_); nothing for None, or of what cannot be read."""
+    todo, seen = [] if path is None else [Path(path).expanduser()], set()
+    while todo:
+        path = todo.pop()
+        if path.resolve() in seen or not path.is_file():
+            continue
+        seen.add(path.resolve())
+        yield path
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):  # of which loading it says more
+            continue
+        bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+        bases = [bases] if isinstance(bases, str) else bases
+        todo += [path.parent / Path(base).expanduser() for base in bases if "://" not in base]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -35,9 +36,10 @@ from ..data.checking import (
     shared_images,
 )
 from ..data.checking.report import dataset_table, findings_table, record
+from ..data.reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
 from ..evaluation.checks import check_datasets
-from ..storage.files import write_text
-from .arguments import add_trust_code, errors_in_a_line, output_file
+from ..storage.files import check_not_an_input, write_text
+from .arguments import add_trust_code, config_files, errors_in_a_line, output_file
 
 FOLDER_OPTIONS = ("labels", "split", "classes", "class_names")
 
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     check_arguments(parser, args)
     with errors_in_a_line(parser):
         todo, findings = what_to_check(args)
+        if args.json:
+            check_not_an_input(args.json, inputs_of(args, [listing for listing, _, _ in todo]))
     checks = [
         check_dataset(listing, classes, ignore, args.workers, _bar(listing.name))
         for listing, classes, ignore in todo
@@ -87,6 +91,16 @@ def what_to_check(args) -> tuple[list[tuple[Listing, int | None, int | None]], l
     return [
         (list_registered(name), head.NUM_CLASSES, head.IGNORE_VALUE) for name in names
     ], findings
+
+
+def inputs_of(args, listings: list[Listing]) -> Iterator[str | Path]:
+    """All files that are read."""
+    yield from config_files(args.config_file)
+    if args.split:
+        yield args.split
+    for listing in listings:
+        for image, labels in listing.pairs:
+            yield from (image, labels.replace(REDUCE_ZERO_LABEL, ""))
 
 
 def _count(names: list[str] | None) -> int | None:

@@ -23,8 +23,9 @@ from ..config import load_config
 from ..conversion import FORMATS, Format, compare, convert, read_tensors
 from ..modeling.building import build_model
 from ..modeling.contract import refines
+from ..storage.files import check_not_an_input
 from ..storage.weights import save_weights
-from .arguments import add_trust_code
+from .arguments import add_trust_code, config_files, errors_in_a_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,6 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
             f"--input {args.input} is a Python pickle, and reading one runs whatever code it "
             "holds: add --allow-pickle if you trust where it comes from"
         )
+    with errors_in_a_line(parser):
+        check_not_an_input(args.output, [args.input, *config_files(args.config_file)])
+        convert_file(args)
+
+
+def convert_file(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError, KeyError, FileNotFoundError: what is wrong with the files or the config.
+    """
     form = FORMATS[args.format]
     converted, report = convert(read_tensors(args.input, args.allow_pickle), form.rules)
     if args.config_file:

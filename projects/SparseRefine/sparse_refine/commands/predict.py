@@ -67,7 +67,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--weights belong to --config-file; the zoo's models have theirs")
     if bool(args.inputs) == (args.webcam is not None):
         parser.error("give inputs (images, videos, folders, globs) or --webcam N")
-    if args.config_file and not Path(args.config_file).is_file():
+    if args.config_file and not Path(args.config_file).expanduser().is_file():
         parser.error(f"--config-file {args.config_file}: no such file")
     for name, low, high in (("budget", 0, 1), ("alpha", 0, 1), ("max_frames", 1, 1e9)):
         value = getattr(args, name)
@@ -114,12 +114,14 @@ def predict(arguments: list[str] | None) -> int:
     from ..inference.outputs import plan
     from ..inference.run import Run, settings_digest
     from ..inference.video import check_display, show
+    from ..storage.files import check_writable_folder
     from .memory import keep_freed_memory
 
     Image.MAX_IMAGE_PIXELS = None  # --max-megapixels is the limit
     keep_freed_memory()
-    folder = Path(args.output)
+    folder = Path(args.output).expanduser()
     try:
+        check_writable_folder(folder, "--output")
         if args.display:
             check_display()
         inputs = find_inputs(args.inputs, folder, args.recursive)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..storage.names import way_to_tensors
 from ..storage.weights import load_weights
 
 # what torch writes to rebuild tensors; none of it runs code of the file
@@ -73,8 +74,9 @@ _TENSORS_ONLY = types.SimpleNamespace(
 def read_tensors(path: str, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
     """The model's tensors in a checkpoint: `.safetensors`, `.pth` and the like, `.pkl`.
 
-    Of a file with several parts the one called `state_dict` (MMSegmentation, Lightning) or `model`
-    (Detectron2); `module.` in front of every name, of a model in DDP, is taken off.
+    Of a file with several parts the one called `state_dict` (MMSegmentation, Lightning), `model`
+    (Detectron2) and the like, see `names.way_to_tensors`; `module.` in front of every name, of a
+    model in DDP, is taken off.
 
     Args:
         allow_pickle: read `.pkl` files (Detectron2's model zoo), and `.pth` files with all that is
@@ -93,11 +95,12 @@ def read_tensors(path: str, allow_pickle: bool = False) -> dict[str, torch.Tenso
     if not isinstance(content, dict):
         raise ValueError(f"{path} is a {type(content).__name__}, not a dict of tensors")
     whole = content
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
+    for key in way_to_tensors(content) or ():
+        content = content[key]
     tensors = {}
     for name, value in content.items():
+        if not isinstance(name, str):  # an optimizer's parameters are numbered
+            continue
         if type(value).__module__ == "numpy":  # Detectron2's .pkl
             value = torch.as_tensor(value)
         if isinstance(value, torch.Tensor):

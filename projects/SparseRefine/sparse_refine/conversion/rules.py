@@ -31,13 +31,16 @@ class Rule:
         """The renamed and transformed tensors; None where the name does not match.
 
         Raises:
-            RuntimeError, IndexError: the transform does not fit the tensor's shape.
+            RuntimeError, IndexError: the transform does not fit the tensor's shape, or makes
+                another number of tensors than there are targets.
         """
         match = re.fullmatch(self.source, name)
         if match is None:
             return None
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
         tensors = (tensor,) if self.transform is None else self.transform(tensor)
+        if len(tensors) != len(targets):
+            raise RuntimeError(f"it made {len(tensors)} tensors for {len(targets)} names")
         return dict(zip((match.expand(target) for target in targets), tensors))
 
 

@@ -5,8 +5,10 @@ orientation."""
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ _PNG_BIT_DEPTH = 24
 def opened(file_name: str) -> Iterator[tuple[object, Image.Image | Tiff]]:
     """The file and its image, header read; whatever a decoder finds wrong names the file. A TIFF
     that Pillow would not read, or not with all bits, comes as `Tiff`."""
-    with PathManager.open(str(file_name), "rb") as file:
+    with _open(str(file_name)) as file:
         try:
             image = _header(file)
             if isinstance(image, Tiff):
@@ -39,6 +41,13 @@ def opened(file_name: str) -> Iterator[tuple[object, Image.Image | Tiff]]:
             ) from error
         except (OSError, SyntaxError, EOFError, struct.error, cv2.error) as error:
             raise OSError(f"{file_name}: cannot be read as an image: {error}") from error
+
+
+def _open(file_name: str):
+    try:
+        return PathManager.open(os.path.expanduser(file_name), "rb")
+    except URLError as error:  # does not say of what
+        raise OSError(f"{file_name} cannot be fetched: {error.reason}") from error
 
 
 def _header(file) -> Image.Image | Tiff:

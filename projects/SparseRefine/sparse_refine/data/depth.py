@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -15,6 +17,18 @@ logger = logging.getLogger(__name__)
 _DARK = 0.25
 _MOST_WARNINGS = 10  # files named a process
 _warned: set[str] = set()
+_collecting: list[dict[str, str]] = []
+
+
+@contextlib.contextmanager
+def dark_images() -> Iterator[dict[str, str]]:
+    """Inside, what `to_8_bits` would warn of is collected instead: file -> what is said of it."""
+    found: dict[str, str] = {}
+    _collecting.append(found)
+    try:
+        yield found
+    finally:
+        _collecting.pop()
 
 
 def to_8_bits(pixels: np.ndarray, file_name: str, bits: int = 16) -> np.ndarray:
@@ -41,13 +55,21 @@ def to_8_bits(pixels: np.ndarray, file_name: str, bits: int = 16) -> np.ndarray:
             f"{file_name}: values from {low} to {high} do not fit {bits} bits, and nothing "
             "says which of them is white; save the image with 8 or 16 bits a channel"
         )
-    if 0 < high <= _DARK * white and file_name not in _warned and len(_warned) < _MOST_WARNINGS:
-        _warned.add(file_name)
-        logger.warning(
+    if 0 < high <= _DARK * white:
+        _say(
+            file_name,
             f"{file_name}: its largest value is {high}, {100 * high / white:.1f} % of white "
             f"({white}): a network sees it nearly black. If its white is another value, as with "
             "sensors of 12 or 14 bits and reflectances, scale all images by that one value: "
-            "gdal_translate -ot Byte -scale 0 WHITE 0 255 IN.tif OUT.tif"
+            "gdal_translate -ot Byte -scale 0 WHITE 0 255 IN.tif OUT.tif",
         )
     narrow = np.ascontiguousarray(pixels, dtype=np.uint16)
     return cv2.convertScaleAbs(narrow, alpha=255 / white).reshape(pixels.shape)
+
+
+def _say(file_name: str, message: str) -> None:
+    if _collecting:
+        _collecting[-1][file_name] = message
+    elif file_name not in _warned and len(_warned) < _MOST_WARNINGS:
+        _warned.add(file_name)
+        logger.warning(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Union
@@ -54,7 +55,9 @@ def load_folder(
     Raises:
         FileNotFoundError, ValueError: files are missing or ambiguous.
     """
-    image_dir, label_dir = Path(image_dir), Path(label_dir)
+    image_dir, label_dir = Path(image_dir).expanduser(), Path(label_dir).expanduser()
+    if image_dir.resolve() == label_dir.resolve():  # each label map would be its own image
+        raise ValueError(f"dataset {name!r}: {image_dir} is given for images and for labels")
     prefix = REDUCE_ZERO_LABEL if reduce_zero_label else ""
     images = dataset_files(name, "image", image_dir, image_extensions(), hint)
     labels = dataset_files(name, "label", label_dir, label_extensions(), hint)
@@ -64,7 +67,8 @@ def load_folder(
     if split_file is None:
         stems = sorted(images)
     else:
-        stems = _read_split(name, Path(split_file), image_dir, images, hint)
+        split_file = Path(split_file).expanduser()
+        stems = _read_split(name, split_file, image_dir, images, hint)
     # twins outside the split do no harm
     for kind, files in (("images", images), ("label files", labels)):
         twice = next((files[stem] for stem in stems if len(files.get(stem, ())) > 1), None)
@@ -103,7 +107,9 @@ def dataset_files(
         FileNotFoundError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"dataset {name!r}: no {kind} folder {folder}{hint}")
+        raise FileNotFoundError(
+            f"dataset {name!r}: no {kind} folder {folder}{_from_where(folder)}{hint}"
+        )
     found = list_images(folder, extensions)
     if not found.files:
         others = f", which holds {described(found.passed_over)}" if found.passed_over else ""
@@ -113,6 +119,11 @@ def dataset_files(
     return found
 
 
+def _from_where(path: Path) -> str:
+    """Programs are started in other folders than the one that a path was meant from."""
+    return "" if path.is_absolute() else f" in the working directory {Path.cwd()}"
+
+
 def split_entries(
     split_file: Path, images: dict[str, list[Path]]
 ) -> Iterator[tuple[int, str, str]]:
@@ -120,16 +131,29 @@ def split_entries(
     extension of its image or has none; that it is one of `images`, by stem, is not checked.
 
     Raises:
-        ValueError: the file is no text, or in an encoding that cannot be told: names it.
+        ValueError: the file is no text, or in an encoding that cannot be told: names it; or a line
+            holds an image and its labels.
     """
     extensions = image_extensions()
     for number, line in enumerate(_text_of(split_file).splitlines(), 1):
         entry = line.strip()
         stem = normalized(entry)
         if stem not in images and Path(stem).suffix.lower() in extensions:
+            _check_one_name(entry, extensions, f"{split_file}, line {number}")
             stem = Path(stem).stem
         if entry:
             yield number, entry, stem
+
+
+def _check_one_name(entry: str, extensions: Collection[str], where: str) -> None:
+    """A line "images/a.png labels/b.png", as other projects list pairs, is no file of that name:
+    the last part alone would decide which image it is."""
+    words = re.split(r"[\s,;]+", entry)
+    if len(words) > 1 and all(Path(word).suffix.lower() in extensions for word in words):
+        raise ValueError(
+            f"{where}: {entry!r} names {len(words)} files; a line holds one image's name, and its "
+            "labels are the file of that name in the label folder"
+        )
 
 
 def _text_of(path: Path) -> str:
@@ -157,7 +181,9 @@ def _read_split(
 ) -> list[str]:
     """The stems that a split file lists."""
     if not split_file.is_file():
-        raise FileNotFoundError(f"dataset {name!r}: no split file {split_file}{hint}")
+        raise FileNotFoundError(
+            f"dataset {name!r}: no split file {split_file}{_from_where(split_file)}{hint}"
+        )
     stems: dict[str, int] = {}  # stem -> line
     for number, entry, stem in split_entries(split_file, images):
         if stem not in images:

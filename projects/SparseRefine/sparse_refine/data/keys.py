@@ -32,3 +32,16 @@ def add_data_config(cfg: CN) -> None:
     cfg.DATASETS.CLASS_NAMES = []  # the K class names of those folders, in the order of the ids
     # Those labels hold 0 for "no class" and 1..K for the classes, as ADE20K's do (8-bit files).
     cfg.DATASETS.REDUCE_ZERO_LABEL = False
+
+
+def check_test_size(cfg: CN) -> None:
+    """
+    Raises:
+        ValueError: INPUT.MIN_SIZE_TEST is not 0. Detectron2's own mapper and DefaultPredictor would
+            resize images by it; here they keep their resolution, which is what is refined.
+    """
+    if cfg.INPUT.MIN_SIZE_TEST != 0:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, and images are not resized here: "
+            "set it to 0. For a dense model INPUT.SCALE is a share of an image's own size"
+        )

@@ -9,10 +9,12 @@ any number of workers or processes, and a resumed run takes up the stream where 
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
@@ -65,7 +67,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     be moved before the first batch is asked for.
 
     Raises:
-        ValueError: IMS_PER_BATCH is not a multiple of the number of processes.
+        ValueError: IMS_PER_BATCH is not a multiple of the number of processes; or see
+            `dataset_dicts`.
     """
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -73,7 +76,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a positive multiple "
             f"of the number of processes, {processes}"
         )
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    dicts = dataset_dicts(cfg.DATASETS.TRAIN, ("file_name", "sem_seg_file_name"))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     dataset = SeededDataset(dicts, SegmentationMapper(cfg, is_train=True), seed)
     stream = ShuffledStream(len(dicts), seed)
@@ -85,9 +88,33 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     )
 
 
+def dataset_dicts(names: Sequence[str], keys: Sequence[str]) -> list[dict]:
+    """The dicts of data sets, one set after the other, as the functions give them that somebody
+    registered under their names.
+
+    Raises:
+        ValueError: one gives no list of dicts with `keys`, or an empty one.
+    """
+    needed = f"a list of dicts with {' and '.join(map(repr, keys))} is needed"
+    all_dicts = []
+    for name in names:
+        dicts = DatasetCatalog.get(name)
+        if not hasattr(dicts, "__len__") or not len(dicts):
+            found = "nothing" if hasattr(dicts, "__len__") else f"a {type(dicts).__name__}"
+            raise ValueError(f"data set {name!r} gives {found}: {needed}")
+        for index, item in enumerate(dicts):
+            if not isinstance(item, dict) or not all(key in item for key in keys):
+                found = f"keys {sorted(item)}" if isinstance(item, dict) else type(item).__name__
+                raise ValueError(f"data set {name!r}, entry {index} has {found}: {needed}")
+            # a Path is opened by everything, but no JSON holds it
+            paths = {key: os.fspath(item[key]) for key in keys}
+            all_dicts.append({**item, **paths})
+    return all_dicts
+
+
 def build_test_loader(cfg: CfgNode, dataset_name: str, keep=None):
     """Every image of a dataset once, one a batch; `keep` filters the dicts (resumed evaluation)."""
-    dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    dicts = dataset_dicts([dataset_name], ("file_name",))
     if keep is not None:
         dicts = keep(dicts)
         if not dicts:

@@ -21,6 +21,7 @@ from detectron2.projects.point_rend import ColorAugSSDTransform
 from ..modeling.contract import refines
 from ..resampling import downsample, low_size, resize_pixels
 from .augmentation import draw_crop, recolor, seeded
+from .keys import check_test_size
 from .label_checks import check_labels, check_same_size
 from .reading import read_image, read_labels
 
@@ -88,6 +89,8 @@ class SegmentationMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         refine = refines(cfg)
         node = cfg.MODEL.SPARSE_REFINE
+        if not is_train:
+            check_test_size(cfg)
         limits = list(cfg.INPUT.RESIZE_RANGE)
         if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
             raise ValueError(f"INPUT.RESIZE_RANGE is {limits}: [low, high], 0 < low <= high")

@@ -14,6 +14,7 @@ from typing import Callable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..modeling.contract import check_declared
 from .folders import PathLike, load_folder
 
 
@@ -81,15 +82,21 @@ def register_folders(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: an entry that is not [name, images, labels] or [name, images, labels, split]; a
-            name that is there twice, or that a data set has which came from elsewhere.
+            name that is there twice, or that a data set has which came from elsewhere. Or see
+            `check_declared`.
     """
-    names = [entry[0] for entry in cfg.DATASETS.FOLDERS if entry]
+    check_declared(cfg)
     for entry in cfg.DATASETS.FOLDERS:
-        if len(entry) not in (3, 4):
+        is_list = isinstance(entry, (list, tuple))
+        texts = is_list and all(isinstance(place, (str, os.PathLike)) for place in entry)
+        if not texts or len(entry) not in (3, 4):
             raise ValueError(
-                f"DATASETS.FOLDERS has the entry {list(entry)}: [name, image folder, label folder] "
-                "or [name, image folder, label folder, split file] is needed"
+                f"DATASETS.FOLDERS has the entry {list(entry) if is_list else entry!r}: [name, "
+                "image folder, label folder] or [name, image folder, label folder, split file] is "
+                "needed, within the list of all data sets"
             )
+    names = [entry[0] for entry in cfg.DATASETS.FOLDERS]
+    for entry in cfg.DATASETS.FOLDERS:
         name, *places = entry
         places = [os.path.expanduser(place) for place in places]
         if names.count(name) > 1:
@@ -156,6 +163,13 @@ def register_dataset(
         sem_seg_root=str(label_dir),
     )
     DatasetCatalog.register(name, load)
+
+
+def ignore_label_of(name: str, otherwise: int | None = 255) -> int | None:
+    """The label that is no class in a registered data set: what its metadata says, or `otherwise`
+    (MODEL.SEM_SEG_HEAD.IGNORE_VALUE, where there is a config), as Detectron2's pages register sets.
+    """
+    return MetadataCatalog.get(name).get("ignore_label", otherwise)
 
 
 def check_classes(

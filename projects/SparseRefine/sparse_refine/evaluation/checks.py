@@ -6,6 +6,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.registration import ignore_label_of
 from .evaluators import EVALUATOR_TYPES, check_packages
 
 
@@ -28,15 +29,24 @@ def check_datasets(cfg: CfgNode, *, training: bool = True, evaluation: bool = Tr
         raise ValueError(
             f"TEST.BOUNDARY_DISTANCE is {cfg.TEST.BOUNDARY_DISTANCE}: a width in pixels, at least 1"
         )
-    train = cfg.DATASETS.TRAIN if training else ()
-    test = cfg.DATASETS.TEST if evaluation else ()
+    train = _names(cfg, "TRAIN") if training else ()
+    test = _names(cfg, "TEST") if evaluation else ()
     for name in (*train, *test):
         if name not in DatasetCatalog:
             raise KeyError(
                 f"DATASETS: {name!r} is not registered. Known: {', '.join(DatasetCatalog.list())}"
             )
         metadata = MetadataCatalog.get(name)
-        classes = len(metadata.get("stuff_classes", ()))
+        given = metadata.get("stuff_classes", ())
+        if isinstance(given, str) or not given:
+            raise ValueError(
+                f"the metadata of data set {name!r} has stuff_classes {given!r}: the names of its "
+                f"classes are needed, MetadataCatalog.get({name!r}).stuff_classes = [...]"
+            )
+        twice = sorted({each for each in given if list(given).count(each) > 1})
+        if twice:  # results are keyed by name
+            raise ValueError(f"data set {name!r} has several classes called {', '.join(twice)}")
+        classes = len(given)
         if classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             raise ValueError(
                 f"data set {name!r} has {classes} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
@@ -50,9 +60,16 @@ def check_datasets(cfg: CfgNode, *, training: bool = True, evaluation: bool = Tr
             )
         if name in test:
             check_packages(name)
-        ignore = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        ignore = ignore_label_of(name, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
         if ignore != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
             raise ValueError(
                 f"data set {name!r} ignores label {ignore} but MODEL.SEM_SEG_HEAD.IGNORE_VALUE is "
                 f"{cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}"
             )
+
+
+def _names(cfg: CfgNode, key: str) -> tuple[str, ...]:
+    names = cfg.DATASETS[key]
+    if isinstance(names, str):  # letter by letter they would be looked up
+        raise ValueError(f"DATASETS.{key} is {names!r}: a tuple is needed, ({names!r},)")
+    return names

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.registration import ignore_label_of
 from .image_counts import count_image
 from .records import RecordWriter, read_records, remove_records
 from .results import results_table, total_results, write_results
@@ -35,11 +37,11 @@ class SparseRefineEvaluator(DatasetEvaluator):
     prediction at the selected pixels, and once more each on the selected pixels alone.
 
     Args:
-        dataset_name: registered; its metadata has `stuff_classes` and `ignore_label`, its dicts
-            "file_name" and "sem_seg_file_name".
+        dataset_name: registered; its metadata has `stuff_classes`, its dicts "file_name" and
+            "sem_seg_file_name".
         output_dir: where the records and `results.json` go; nothing is written without it.
         boundary_distance: half width in pixels of the band that Boundary IoU looks at.
-        ignore_label: no class; None takes the metadata's.
+        ignore_label: no class; None takes the metadata's, 255 where it has none.
         distributed: gather from all processes, which must then all call `reset` and `evaluate`.
             If False, this process has the whole data set and output_dir for itself.
         resume: keep the records in output_dir, which must have the same tag; see `remaining`.
@@ -66,14 +68,15 @@ class SparseRefineEvaluator(DatasetEvaluator):
             raise ValueError("resume=True needs the output_dir that holds the records")
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
-        self._ignore_label = metadata.ignore_label if ignore_label is None else ignore_label
+        self.num_classes = len(self._class_names)
+        self.ignore_label = ignore_label_of(dataset_name) if ignore_label is None else ignore_label
         records = DatasetCatalog.get(dataset_name)
         if not all("sem_seg_file_name" in record for record in records):
             raise ValueError(
                 f"data set {dataset_name!r} has no semantic labels: its dicts lack "
                 '"sem_seg_file_name". Of COCO\'s panoptic sets, those called `*_separated` have it'
             )
-        self._truth_files = {r["file_name"]: r["sem_seg_file_name"] for r in records}
+        self._truth_files = {_name(r): r["sem_seg_file_name"] for r in records}
         self._output_dir = Path(output_dir) if output_dir else None
         self._boundary_distance = boundary_distance
         self._distributed = distributed
@@ -83,8 +86,8 @@ class SparseRefineEvaluator(DatasetEvaluator):
         self._header = {  # what a record's numbers depend on
             "tag": tag,
             "dataset": dataset_name,
-            "num_classes": len(self._class_names),
-            "ignore_label": self._ignore_label,
+            "num_classes": self.num_classes,
+            "ignore_label": self.ignore_label,
             "boundary_distance": boundary_distance,
         }
         self._records: dict[str, dict[str, Any]] = {}  # this run's, by file name
@@ -119,7 +122,7 @@ class SparseRefineEvaluator(DatasetEvaluator):
             ValueError: the records belong to another tag, data set or boundary distance.
         """
         done = read_records(self._output_dir, self._header) if self._resume else {}
-        return [record for record in dataset_dicts if record["file_name"] not in done]
+        return [record for record in dataset_dicts if _name(record) not in done]
 
     def reset(self) -> None:
         self._close()
@@ -149,14 +152,14 @@ class SparseRefineEvaluator(DatasetEvaluator):
         """
         seconds = self._seconds_an_image(len(inputs))
         for image, output in zip(inputs, outputs):
-            file_name = image["file_name"]
+            file_name = _name(image)
             if file_name not in self._resumed and file_name not in self._records:
                 counts = count_image(
                     file_name,
                     self._truth_files[file_name],
                     output,
-                    len(self._class_names),
-                    self._ignore_label,
+                    self.num_classes,
+                    self.ignore_label,
                     self._boundary_distance,
                 )
                 record = {"file_name": file_name, **counts}
@@ -229,3 +232,8 @@ class SparseRefineEvaluator(DatasetEvaluator):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _name(record: dict[str, Any]) -> str:
+    """Of an image, as the records in JSON have it: Detectron2's dicts may hold a Path."""
+    return os.fspath(record["file_name"])

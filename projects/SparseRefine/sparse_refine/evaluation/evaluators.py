@@ -72,14 +72,16 @@ def build_evaluators(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
     elif not (refines(cfg) and cfg.MODEL.SPARSE_REFINE.OUTPUT == "labels"):
         given = "ignore_label" in MetadataCatalog.get(dataset_name).as_dict()
         ignore = {} if given else {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
-        beside.append(
-            SemSegEvaluator(
-                dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels, **ignore
-            )
+        theirs = SemSegEvaluator(
+            dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels, **ignore
         )
+        files = theirs.input_file_to_gt_file  # by name, as our loader gives them: no Path
+        theirs.input_file_to_gt_file = {os.fspath(name): file for name, file in files.items()}
+        beside.append(theirs)
     if kind in PANOPTIC_TYPES:
         beside.append(PanopticEvaluator(dataset_name, folder))
-    return DatasetEvaluators([*beside, ours])
+    # ours first: labels that do not fit their image are named by it, and by the others not
+    return DatasetEvaluators([ours, *beside])
 
 
 def known_metrics(cfg: CfgNode) -> list[str]:

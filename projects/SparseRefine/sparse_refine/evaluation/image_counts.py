@@ -31,13 +31,14 @@ def count_image(
     size at which the model saw the image.
 
     Raises:
-        ValueError: a prediction's size is not its truth's, or a label is out of range; names both
-            files, and both sizes or the value.
+        ValueError: a prediction's size is not its truth's, or its scores are of another number of
+            classes, or a label is out of range; names both files, and both numbers or the value.
     """
     truth = read_labels(truth_file)
     check_labels(truth, num_classes, ignore_label, truth_file)
     truth = remap_ignored(truth, num_classes, ignore_label)  # (H,W), K where ignored
     try:
+        _check_classes(output, num_classes)
         predictions, selected = predictions_of(output, truth.shape)
         band = boundary_band(truth, boundary_distance)  # (H,W) bool, the same for all predictions
         record: dict[str, Any] = {"truth_pixels": truth.size, "predictions": {}}
@@ -59,3 +60,12 @@ def count_image(
         record["model_pixels"] = math.prod(output["refinement"].labels.shape)
         record["selected_pixels"] = len(output["refinement"].sites)
     return record
+
+
+def _check_classes(output: dict[str, Any], num_classes: int) -> None:
+    """A model of fewer classes would be counted as one that never finds the others."""
+    scores = output.get("sem_seg")
+    if scores is not None and len(scores) != num_classes:
+        raise ValueError(
+            f"the model gives scores of {len(scores)} classes, the data set has {num_classes}"
+        )

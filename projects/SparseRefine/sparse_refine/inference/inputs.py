@@ -38,15 +38,26 @@ def find_inputs(arguments: Sequence[str], output: Path, recursive: bool = False)
 
     Raises:
         FileNotFoundError: an argument names nothing.
+        ValueError: a folder in `output`.
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
         paths = _named(argument, output.resolve(), recursive)
+        if not paths and _is_within(argument, output):
+            raise ValueError(
+                f"{argument} is the output folder {output}, or lies in it, and what is there is "
+                "taken for the program's own: choose another --output"
+            )
         if not paths:
             raise FileNotFoundError(f"{argument}: no such file, and no image or video in it")
         for path in paths:
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _is_within(argument: str, output: Path) -> bool:
+    path = Path(argument).expanduser().resolve()
+    return path.is_dir() and (path == output.resolve() or output.resolve() in path.parents)
 
 
 def _named(argument: str, output: Path, recursive: bool) -> list[Path]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..storage.files import identity
 from .outputs import Job
 
 NAME = ".sparse_refine_demo.jsonl"
@@ -97,13 +98,13 @@ def _stamp(source: Path) -> list[int]:
 def check_targets(jobs: Sequence[Job], journal: Journal, overwrite: bool) -> None:
     """Raise FileExistsError where an output is an input of the run, whatever links lead there, or,
     unless `overwrite`, a file that no run of this program wrote (labels drawn by hand, say)."""
-    inputs = {_identity(job.source) for job in jobs}
+    inputs = {identity(job.source) for job in jobs}
     foreign = []
     for job in jobs:
         for output in job.outputs.values():
             if not output.exists():
                 continue
-            if _identity(output) in inputs:
+            if identity(output) in inputs:
                 raise FileExistsError(
                     f"{output} would be written, and is one of the inputs: choose another --output"
                 )
@@ -114,8 +115,3 @@ def check_targets(jobs: Sequence[Job], journal: Journal, overwrite: bool) -> Non
             f"{foreign[0]}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''} exist, and "
             "this program did not write them: choose another --output, or say --overwrite"
         )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,10 @@ from ..coarse import to_logits
 from ..config import load_config, with_options
 from ..data import SegmentationMapper, read_image
 from ..data.depth import to_8_bits
+from ..data.keys import check_test_size
 from ..data.mapper import inference_input
-from ..modeling.contract import refines, score_type_of
+from ..modeling.building import checked_device
+from ..modeling.contract import check_declared, refines, score_type_of
 from ..resampling import argmax_labels
 from ..results import Refinement
 from ..selector import BudgetSelector
@@ -68,7 +71,12 @@ class SparseRefinePredictor:
         opts: Sequence = (),
         trust_code: bool = False,
     ):
+        if isinstance(opts, (str, dict)):
+            raise TypeError(
+                f"opts is a {type(opts).__name__}: a list of pairs is needed, ['KEY', value, ...]"
+            )
         self.cfg = _config(cfg_or_name, weights, device, list(opts), trust_code)
+        check_test_size(self.cfg)
         self.model = load_model(self.cfg)
         self.metadata = _metadata(self.cfg)
         self.input_format = self.cfg.INPUT.FORMAT
@@ -83,12 +91,15 @@ class SparseRefinePredictor:
 
         Raises:
             ValueError: another number, or a model that refines nothing.
+            TypeError: no number.
         """
         if not self.refines:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE is {self.cfg.MODEL.META_ARCHITECTURE!r}, which refines "
                 "nothing: only SparseRefine has a budget"
             )
+        if fraction is not None and not isinstance(fraction, numbers.Real):
+            raise TypeError(f"a budget is a share 0..1 of the pixels, not {fraction!r}")
         self.model.selector = (
             self._own_selector if fraction is None else BudgetSelector(fraction=fraction)
         )
@@ -149,11 +160,12 @@ def _config(cfg_or_name, weights, device, opts: list, trust_code: bool) -> CfgNo
     if weights is not None:
         opts = ["MODEL.WEIGHTS", os.fspath(weights), *opts]
     if device is not None:
-        opts = [*opts, "MODEL.DEVICE", _checked_device(device)]
+        opts = [*opts, "MODEL.DEVICE", str(checked_device(device, "device"))]
     if isinstance(cfg_or_name, CfgNode):
+        check_declared(cfg_or_name)
         cfg = with_options(cfg_or_name, opts, trust_code=trust_code)
         return model_zoo.with_weights_found(cfg)
-    name = os.fspath(cfg_or_name)
+    name = os.path.expanduser(cfg_or_name)
     if os.path.isfile(name):
         cfg = load_config(name, opts, trust_code=trust_code)
         if not cfg.MODEL.WEIGHTS and model_zoo.find(name):
@@ -164,17 +176,6 @@ def _config(cfg_or_name, weights, device, opts: list, trust_code: bool) -> CfgNo
     except ValueError as error:
         raise ValueError(f"{name!r} is no file, and {error}") from error
     return model_zoo.get_config(name, opts)
-
-
-def _checked_device(device: str | torch.device) -> str:
-    try:
-        parsed = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}: 'cpu', 'cuda' or 'cuda:N' is needed") from error
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if parsed.type == "cuda" and (parsed.index or 0) >= found:
-        raise ValueError(f"device is {str(device)!r}, but torch sees {found} GPUs: 'cpu' works")
-    return str(parsed)
 
 
 def _metadata(cfg: CfgNode) -> Metadata:
@@ -204,6 +205,11 @@ def _as_uint8(image: np.ndarray, channel_order: str) -> np.ndarray:
     """An array as `__call__` takes it -> (H,W,3) uint8, channels in the order they had."""
     if channel_order not in ("RGB", "BGR"):
         raise ValueError(f"channel_order is {channel_order!r}: 'RGB' or 'BGR'")
+    if image is None:
+        raise TypeError(
+            "an image is a path or a numpy array, not NoneType: cv2.imread returns None for a file "
+            "that it cannot read; hand over the path"
+        )
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"an image is a path or a numpy array, not {type(image).__name__}: np.asarray() makes "

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
-from .contract import check_pixel_statistics, lookup
+from .contract import check_declared, check_pixel_statistics, lookup
 from .point_rend import check_point_rend
 from .token_merging import apply_configured
+
+# Registries of what a dense architecture is made of, by their names -> the node under MODEL.
+_PARTS = {
+    "BACKBONE": (BACKBONE_REGISTRY, "BACKBONE"),
+    "SEM_SEG_HEADS": (SEM_SEG_HEADS_REGISTRY, "SEM_SEG_HEAD"),
+}
 
 
 def add_building_config(cfg: CfgNode) -> None:
@@ -34,11 +42,41 @@ def build_architecture(cfg: CfgNode, name: str, key: str = "MODEL.META_ARCHITECT
     architecture = lookup(META_ARCH_REGISTRY, key, name)
     check_pixel_statistics(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, "MODEL")
     check_point_rend(cfg)
-    model = architecture(cfg)
+    try:
+        model = architecture(cfg)
+    except KeyError as error:  # fvcore's: says the registry, not the key
+        found = re.search(r"No object named .* found in '(\w+)' registry", str(error))
+        registry, part = _PARTS.get(found[1] if found else "", (None, ""))
+        if registry is None:
+            raise
+        lookup(registry, f"MODEL.{part}.NAME", cfg.MODEL[part].NAME)
+        raise
     if getattr(architecture, "refines", False):
         return model
     model.register_forward_hook(_no_loss_without_labels)
     return apply_configured(model, cfg)
+
+
+def checked_device(device: str | torch.device, key: str = "MODEL.DEVICE") -> torch.device:
+    """
+    Args:
+        key: names it in messages.
+
+    Raises:
+        ValueError: an unknown kind of device, or one that this machine does not have.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        parsed = torch.device(device)
+        if parsed.type == "cuda" and (parsed.index or 0) >= found:
+            raise ValueError(f"{key} is {str(device)!r}, but torch sees {found} GPUs: 'cpu' works")
+        torch.empty(0, device=parsed)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{key} is {str(device)!r}: 'cpu', 'cuda' or 'cuda:N' is needed "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return parsed
 
 
 def _no_loss_without_labels(model: nn.Module, args: tuple, output):
@@ -59,9 +97,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     with the keys of this project that hold for any model.
 
     Raises:
-        ValueError: as `build_architecture`.
+        ValueError: as `build_architecture`; or no such device; or see `check_declared`.
     """
-    model = build_architecture(cfg, cfg.MODEL.META_ARCHITECTURE).to(torch.device(cfg.MODEL.DEVICE))
+    check_declared(cfg)
+    device = checked_device(cfg.MODEL.DEVICE)
+    model = build_architecture(cfg, cfg.MODEL.META_ARCHITECTURE).to(device)
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
     return model

@@ -5,6 +5,7 @@ A meta-architecture may say of itself, as attributes of its class:
 
 - `refines = True`: it wraps a base; keys of dense models apply to the base, not to itself;
 - `comes_with_weights(cfg)`: a classmethod, whether it has trained weights when it has been built;
+  then, as an attribute of the model, `started_anew`: names of tensors that have none all the same;
 - `score_type`: what its `sem_seg` holds, see `score_type_of`;
 - `weights_prefix`: what a wrapper puts before the names of tensors of the model that it wraps.
 """
@@ -45,6 +46,18 @@ def refines(cfg: CfgNode) -> bool:
         META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE
     )
     return getattr(architecture, "refines", False)
+
+
+def check_declared(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: a config of Detectron2 without the keys of this project.
+    """
+    if "SPARSE_REFINE" not in cfg.MODEL:
+        raise ValueError(
+            "the config lacks the keys of this project: call add_sparse_refine_config(cfg) after "
+            "get_cfg(), before a yaml is merged; `load_config` does so"
+        )
 
 
 def check_pixel_statistics(mean: Sequence[float], std: Sequence[float], node: str) -> None:

@@ -68,6 +68,7 @@ class HuggingFaceSegmentor(Segmentor):
         image_size: (height, width) that images are resized to, for models that know one size only.
         task_inputs: (1,T) int64, OneFormer's tokens of "the task is semantic".
         class_order: the output's channel for each class of the data set.
+        started_anew: names of its tensors that have no weights yet, see contract.py.
         options: of `Segmentor`; `score_type` follows from the model.
 
     Raises:
@@ -85,12 +86,14 @@ class HuggingFaceSegmentor(Segmentor):
         image_size: tuple[int, int] | None = None,
         task_inputs: torch.Tensor | None = None,
         class_order: list[int] | None = None,
+        started_anew: tuple[str, ...] = (),
         **options,
     ):
         self.universal = is_universal(model.config)
         super().__init__(score_type="scores" if self.universal else "logits", **options)
         self.model = model
         self.image_size = image_size
+        self.started_anew = started_anew
         self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         if class_order is not None:
             self.class_names = [self.class_names[i] for i in class_order]

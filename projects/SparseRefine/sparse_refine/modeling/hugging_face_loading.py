@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +72,12 @@ def load_parts(
     else:
         kind = transformers.AutoModelForSemanticSegmentation
     if pretrained:
-        model = _pretrained(kind, name, revision, config, new_head)
+        model, anew = _pretrained(kind, name, revision, config, new_head)
     else:
-        model = kind.from_config(config, trust_remote_code=False)
+        model, anew = kind.from_config(config, trust_remote_code=False), ()
 
     parts = {"model": model.float().eval(), "flip_channels": image_format == "BGR"}
+    parts["started_anew"] = anew
     if name:
         parts.update(_processing(transformers, name, revision, image_format))
     one_size = config.model_type in _ONE_SIZE
@@ -147,8 +147,9 @@ def _config(transformers, name: str, revision: str, entries: dict):
     return transformers.AutoConfig.for_model(**entries)
 
 
-def _pretrained(kind, name: str, revision: str, config, new_head: bool) -> nn.Module:
-    """A model with its weights; see `load_parts` for `new_head`."""
+def _pretrained(kind, name: str, revision: str, config, new_head: bool):
+    """A model with its weights, and the names of tensors that it has none for; see `load_parts` for
+    `new_head`."""
     model, loading = kind.from_pretrained(
         name,
         revision=revision,
@@ -169,7 +170,7 @@ def _pretrained(kind, name: str, revision: str, config, new_head: bool) -> nn.Mo
                 "MODEL.SPARSE_REFINE.BASE.WEIGHTS, with MODEL.HUGGING_FACE.PRETRAINED False"
             )
         logger.warning(f"{text}. They start from random numbers")
-    return model
+    return model, tuple(lacking)
 
 
 def _processing(transformers, name: str, revision: str, image_format: str) -> dict:

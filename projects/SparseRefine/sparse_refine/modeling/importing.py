@@ -105,7 +105,12 @@ def named_projects(path: str, opts: list[str] | tuple[str, ...] = ()) -> list[st
     Raises:
         ValueError: the file holds no keys and values.
     """
-    content = CfgNode.load_yaml_with_base(str(path))
+    try:
+        content = CfgNode.load_yaml_with_base(str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8, so no yaml of a config: {error}") from error
+    except TypeError:  # fvcore's, of an empty file
+        content = None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys and values of a config")
     cfg = CfgNode({"PROJECTS": content.get("PROJECTS", [])})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,8 @@ def check_inputs(
     Args:
         batched_inputs: a dict an image: "image" (3,H,W) uint8 or float; in training "sem_seg" (H,W)
             of 0..K-1 or `ignore_label`, any integer type; where "image" is a crop, "context"
-            (3,h,w) and "crop" (top, left, full H, full W).
+            (3,h,w) and "crop" (top, left, full H, full W). Else "height" and "width" of the output,
+            where they are not the image's.
         num_classes: K; 0 where it is not known yet, see `check_label_values`.
 
     Raises:
@@ -41,6 +43,8 @@ def check_inputs(
             _check_crop(item["crop"], size, where)
         if training:
             _check_labels(item, size, num_classes, ignore_label, where)
+        else:
+            _check_output_size(item, where)
 
 
 def _described(value) -> str:
@@ -70,6 +74,21 @@ def _check_crop(crop, size: tuple[int, int], where: str) -> None:
             f"{where}, 'crop' is {tuple(crop)}: (top, left, full height, full width) of an image "
             f"that the crop {size} lies in is needed"
         )
+
+
+def _check_output_size(item: dict, where: str) -> None:
+    for key in ("height", "width"):
+        if key not in item:
+            continue
+        try:
+            side = operator.index(item[key])  # a number of Python, NumPy or torch
+        except (TypeError, ValueError):
+            side = 0
+        if side < 1 or isinstance(item[key], bool):
+            raise ValueError(
+                f"{where}, {key!r} is {item[key]!r}: the output's size is needed, a whole number "
+                f"of pixels above 0; without {key!r} it is the image's"
+            )
 
 
 def _check_labels(item: dict, size, num_classes: int, ignore_label: int, where: str) -> None:

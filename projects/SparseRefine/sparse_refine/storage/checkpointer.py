@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import parse_qs, urlparse
 
 import torch
@@ -70,16 +71,26 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args, **kwargs):
         file = path.split("?")[0] if path else path  # ?matching_heuristics=True, as in Detectron2
         if file and "://" not in file and comm.is_main_process() and not os.path.isfile(file):
-            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {file!r} does not exist")
+            found = "is a folder" if os.path.isdir(file) else "does not exist"
+            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {file!r} {found}")
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
+        except URLError as error:  # does not say of what
+            raise OSError(f"MODEL.WEIGHTS: {path} cannot be fetched: {error.reason}") from error
         finally:
             self._parsed_url_during_load = None  # left behind by an error, it refuses the next one
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=False)
+        last = self.get_checkpoint_file()
+        if comm.is_main_process() and not os.path.isfile(last):
+            raise FileNotFoundError(
+                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} names "
+                f"{os.path.basename(last)!r}, which is not there. Write the name of one that is "
+                "into it, or delete it and begin anew"
+            )
         required, supplied = self.required, self.supplied
         self.required, self.supplied = ("",), ()
         try:
@@ -137,7 +148,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if query:
             raise ValueError(f"MODEL.WEIGHTS {self._loading}: no such option, {list(query)}")
         if filename.endswith(".pkl") and "__author__" not in content:  # as Detectron2 reads them
-            blobs = content["model"].get("blobs", content["model"])
-            model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+            blobs = content["model"].items()
+            model = {name: blob for name, blob in blobs if not name.endswith("_momentum")}
             return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
         return content

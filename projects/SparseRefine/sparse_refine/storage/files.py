@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -42,6 +42,66 @@ def write_whole(path: str | Path, write: Callable[[str], None]) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """`write_whole` of a text in UTF-8."""
     write_whole(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def check_writable_folder(path: str | Path, name: str) -> None:
+    """
+    Args:
+        path: of a folder that need not be there yet; `~` is the home.
+        name: what says so, an option or a key, for messages.
+
+    Raises:
+        ValueError: it is no folder of this machine that can be written, or made.
+    """
+    if not str(path) or "://" in str(path):
+        raise ValueError(f"{name} is {str(path)!r}: a folder of this machine is needed")
+    full = Path(path).expanduser().absolute()
+    there = next(part for part in (full, *full.parents) if part.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name} is {str(path)!r}, and {there} is a file: choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} is {str(path)!r}, and {there} cannot be written")
+
+
+def identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells whether two paths are of one file, whatever links or spellings lead there; None
+    where there is no file."""
+    try:
+        stat = os.stat(Path(path).expanduser())
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def check_not_an_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """For programs, before work.
+
+    Args:
+        inputs: files that are read; of folders those in them. None and what is not there are
+            passed over.
+
+    Raises:
+        ValueError: writing `output`, a file or a folder that is replaced as a whole, would destroy
+            one of them.
+    """
+    output = Path(output).expanduser()
+    if not (output.is_file() or output.is_dir()):  # not there yet; a device or a pipe
+        return
+    own = identity(output)
+    for path in _files(inputs):
+        inside = output.is_dir() and own in map(identity, path.resolve().parents)
+        if inside or own == identity(path):
+            raise ValueError(
+                f"{output} would be written over, and {path}{' in it' if inside else ''} is one of "
+                "the inputs: choose another output"
+            )
+
+
+def _files(paths: Iterable[str | Path | None]) -> Iterator[Path]:
+    for path in paths:
+        if path is not None:
+            path = Path(path).expanduser()
+            yield from path.iterdir() if path.is_dir() else (path,)
 
 
 def check_replaceable(path: Path, marker: str) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
 
-from ..data import read_labels
 from ..evaluation import known_metrics
 from ..modeling.contract import refines
+from ..storage.files import check_writable_folder, identity
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +24,6 @@ _OF_ITS_LOADER = {
     "DATALOADER.REPEAT_THRESHOLD": "a build_train_loader of a subclass of Trainer",
     "DATALOADER.ASPECT_RATIO_GROUPING": "a build_train_loader of a subclass of Trainer",
 }
-_LABEL_MAPS = 24  # of a training set are looked at beforehand
 
 
 def check_loader_keys(cfg: CfgNode) -> None:
@@ -69,13 +65,23 @@ def check_training(cfg: CfgNode, own_loader: bool = True) -> None:
         own_loader: whether this project's training loader is used.
 
     Raises:
-        ValueError: nothing to train on, no iterations, or a file that training would write over is
-            one that it reads.
+        ValueError: nothing to train on, no iterations, no place for checkpoints, or a file that
+            training would write over is one that it reads.
     """
     if own_loader and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name the data sets to train on")
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: at least 1 is needed")
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise ValueError(
+            f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}: at least 1 is needed; a "
+            "number above SOLVER.MAX_ITER keeps the final checkpoint alone"
+        )
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise ValueError(
+            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}: at least 0, which reads "
+            "images in the training's own process"
+        )
     check_inputs_are_kept(cfg, resume=True)  # MODEL.WEIGHTS is looked at where it is loaded
 
 
@@ -85,13 +91,17 @@ def check_inputs_are_kept(cfg: CfgNode, resume: bool) -> None:
         resume: a resumed run does not read MODEL.WEIGHTS.
 
     Raises:
-        ValueError: OUTPUT_DIR is the folder of a checkpoint that this training reads.
+        ValueError: OUTPUT_DIR is the folder of a checkpoint that this training reads; or it, or
+            COARSE_CACHE, is no folder that can be written.
     """
+    check_writable_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     if not resume:
         check_not_overwritten(cfg, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     if not refines(cfg):  # reads none of the others: one yaml may train a base, then refine it
         return
     node = cfg.MODEL.SPARSE_REFINE
+    if node.COARSE_CACHE:
+        check_writable_folder(node.COARSE_CACHE, "MODEL.SPARSE_REFINE.COARSE_CACHE")
     for key, path in (
         ("MODEL.SPARSE_REFINE.BASE.WEIGHTS", node.BASE.WEIGHTS),
         ("MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS", node.EXTRACTOR.WEIGHTS),
@@ -104,11 +114,12 @@ def check_not_overwritten(cfg: CfgNode, key: str, path: str) -> None:
     Raises:
         ValueError: `path` is a checkpoint in cfg.OUTPUT_DIR, where training would replace it.
     """
-    if not path or "://" in path:
+    folder = Path(cfg.OUTPUT_DIR).expanduser()
+    if not path or "://" in path or not folder.is_dir():
         return
-    file = Path(path.split("?")[0]).expanduser().resolve()
-    ours = re.fullmatch(r"model_(final|best|\d{7})\.pth", file.name)
-    if ours and file.parent == Path(cfg.OUTPUT_DIR).expanduser().resolve():
+    file = identity(path.split("?")[0])
+    ours = (p for p in folder.iterdir() if re.fullmatch(r"model_(final|best|\d{7})\.pth", p.name))
+    if file is not None and file in map(identity, ours):
         raise ValueError(
             f"{key} is {path!r}, and training would write its own checkpoints over it: OUTPUT_DIR "
             f"is {cfg.OUTPUT_DIR!r}. Set another OUTPUT_DIR"
@@ -141,53 +152,3 @@ def check_best_metric(cfg: CfgNode, own_evaluators: bool = True) -> None:
         logger.warning(message)
     elif metric != default:
         logger.warning(f"{message}. It has to come from the subclass's own evaluators")
-
-
-def check_something_to_learn(cfg: CfgNode) -> None:
-    """Look at a few label maps of the training sets.
-
-    Raises:
-        ValueError: one class, or labels that hold one class at most, of all there are. Where only a
-            part of many label maps was looked at, a warning.
-    """
-    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if classes == 1:
-        raise ValueError(
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 1: with a single class every pixel is right and "
-            "there is nothing to learn. Of an object and its background make two classes"
-        )
-    files = [
-        record["sem_seg_file_name"]
-        for name in cfg.DATASETS.TRAIN
-        for record in DatasetCatalog.get(name)
-        if "sem_seg_file_name" in record
-    ]
-    step = max(1, len(files) // _LABEL_MAPS)
-    values = _values(files[::step])
-    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    if not files or len(values - {ignore}) > 1:
-        return
-    found = " and ".join(map(str, sorted(values)))
-    hint = ""
-    if values == {0, 255} and ignore == 255:
-        hint = (
-            ". Masks of 0 and 255? Then 255 is a class, not the ignore value: write them as 0 and "
-            "1, or set MODEL.SEM_SEG_HEAD.IGNORE_VALUE to another value"
-        )
-    message = (
-        f"the labels of {', '.join(cfg.DATASETS.TRAIN)} hold {found} alone, where {ignore} is no "
-        f"class: there is nothing to learn{hint}. `python -m sparse_refine check` shows what is in "
-        "each file"
-    )
-    if step == 1:
-        raise ValueError(message)
-    logger.warning(f"{len(files[::step])} of {len(files)} label maps were looked at: {message}")
-
-
-def _values(files: Iterable[str]) -> set[int]:
-    values: set[int] = set()
-    for file in files:
-        values |= set(np.unique(read_labels(file)).tolist())
-        if len(values) > 2:  # two classes at least
-            break
-    return values

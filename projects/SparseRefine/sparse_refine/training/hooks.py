@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from types import SimpleNamespace
 
 import torch
-from detectron2.engine import SimpleTrainer, hooks
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..sparse.precision import warn_of_slow_bfloat16
@@ -28,12 +30,22 @@ class CPUAutocastTrainer(SimpleTrainer):
             super().run_step()
 
 
+def loop_class(cfg: CfgNode, on_gpu: bool) -> type[SimpleTrainer]:
+    """The training loop that SOLVER.AMP asks for."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer
+    # of Detectron2's code, and printed at every iteration
+    warnings.filterwarnings("ignore", r"`torch\.cuda\.amp", FutureWarning, "detectron2")
+    return AMPTrainer if on_gpu else CPUAutocastTrainer
+
+
 class SelectionPrinter(EventWriter):
     """A log line beside CommonMetricPrinter's, which prints losses only: what share of the pixels
     is selected, and the accuracy of the three predictions there (means of 20 iterations)."""
 
     def __init__(self):
         self._written = None
+        self._warned = False
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -41,12 +53,24 @@ class SelectionPrinter(EventWriter):
         if iteration == self._written:  # a dense model, or nothing new at the end
             return
         self._written = iteration
+        self._warn_of_nothing(storage.histories()["selected/fraction"].avg(20))
         values = [
             f"{name}: {history.avg(20):.4f}"
             for name, history in storage.histories().items()
             if name.startswith("selected/")
         ]
         logger.info(f"iter: {iteration}  {'  '.join(values)}")
+
+    def _warn_of_nothing(self, fraction: float) -> None:
+        """Losses are 0 then, which looks like a training that has gone well."""
+        if fraction == 0 and not self._warned:
+            self._warned = True
+            logger.warning(
+                "no pixel was selected in the last iterations: losses are 0, and nothing is "
+                "trained. Look at MODEL.SPARSE_REFINE.SELECTOR: entropy is at most ln K nats (K: "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES); `python -m sparse_refine calibrate --base-only` "
+                "finds a threshold"
+            )
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -3,42 +3,46 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base import supplied_weights
 from ..data import build_test_loader, build_train_loader, register_folders
-from ..data.loader import ShuffledStream
-from ..evaluation import SparseRefineEvaluator, build_evaluators, own_evaluator
+from ..evaluation import build_evaluators, own_evaluator
 from ..evaluation.checks import check_datasets
 from ..modeling.building import build_model
 from ..storage.checkpointer import SafeCheckpointer
-from ..storage.weights import state_digest
 from .checks import (
     check_best_metric,
     check_loader_keys,
     check_not_overwritten,
-    check_something_to_learn,
     check_test_keys,
     check_training,
 )
-from .hooks import BestCheckpointer, CPUAutocastTrainer, SelectionPrinter
-from .resuming import kept_solver_keys, seed_iteration, warn_of_changed_solver
+from .data_checks import check_something_to_learn, warn_of_dark_images
+from .hooks import BestCheckpointer, SelectionPrinter, loop_class
+from .optimizer import build_optimizer
+from .resuming import (
+    kept_solver_keys,
+    place_stream,
+    prediction_tag,
+    seed_iteration,
+    seed_of_run,
+    warn_of_changed_solver,
+    with_records,
+)
+from .schedule import build_lr_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -55,33 +59,28 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ wraps CPU modules in a way DDP refuses
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         own_loader, own_evaluators = map(
-            type(self)._is_own, ("build_train_loader", "build_evaluator")
+            type(self).is_own, ("build_train_loader", "build_evaluator")
         )
         register_folders(cfg)  # another config of this process may have given the names since
         check_training(cfg, own_loader)
         check_datasets(cfg, training=own_loader, evaluation=own_evaluators)
         check_best_metric(cfg, own_evaluators)
-        if cfg.DATASETS.TEST and type(self)._is_own("test"):
+        if cfg.DATASETS.TEST and type(self).is_own("test"):
             check_test_keys(cfg)
         if own_loader:
             check_loader_keys(cfg)
             check_something_to_learn(cfg)
+            warn_of_dark_images(cfg)
         model = self.build_model(cfg)
         self._frozen = getattr(model, "frozen", ())
         self._supplied = supplied_weights(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self._seed = seed_of_run(cfg, loader)
         on_gpu = next(model.parameters()).is_cuda
         options = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **options)
-        if not cfg.SOLVER.AMP.ENABLED:
-            kind = SimpleTrainer
-        else:
-            kind = AMPTrainer if on_gpu else CPUAutocastTrainer
-            # of Detectron2's code, and printed at every iteration
-            warnings.filterwarnings("ignore", r"`torch\.cuda\.amp", FutureWarning, "detectron2")
-        self._trainer = kind(model, loader, optimizer)
+        self._trainer = loop_class(cfg, on_gpu)(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             model,
@@ -114,10 +113,8 @@ class Trainer(DefaultTrainer):
             check_not_overwritten(self.cfg, "MODEL.WEIGHTS", self.cfg.MODEL.WEIGHTS)
         super().resume_or_load(resume)
         loader = self._trainer.data_loader
-        stream = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-        if isinstance(stream, ShuffledStream):
-            stream.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
-        elif self.start_iter:
+        start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+        if not place_stream(loader, start, self._seed) and self.start_iter:
             logger.warning(
                 f"build_train_loader of {type(self).__name__} returns a {type(loader).__name__}, "
                 "which begins anew: this run goes on with other data than an unbroken one"
@@ -145,13 +142,13 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "solver": kept_solver_keys(self.cfg), "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        warn_of_changed_solver(self.cfg, state_dict.get("solver", {}))  # or refuse, before it loads
         super().load_state_dict(state_dict)
-        warn_of_changed_solver(self.cfg, state_dict.get("solver", {}))
         if self.cfg.SEED < 0:  # drawn: the run's own goes on
             self._seed = state_dict.get("seed", self._seed)
 
     @classmethod
-    def _is_own(cls, method: str) -> bool:
+    def is_own(cls, method: str) -> bool:
         """Whether a classmethod is this class's, not one that a subclass put in its place."""
         return getattr(cls, method).__func__ is getattr(Trainer, method).__func__
 
@@ -174,38 +171,30 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has nothing to train here: "
-                "all of its parameters are frozen. Evaluate it, with --eval-only"
-            )
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            lr_factor_func=lambda name: (
-                cfg.SOLVER.BACKBONE_MULTIPLIER if "backbone" in name else 1.0
-            ),
-        )
-        if cfg.SOLVER.OPTIMIZER == "ADAMW":
-            optimizer = functools.partial(torch.optim.AdamW, lr=cfg.SOLVER.BASE_LR)
-        elif cfg.SOLVER.OPTIMIZER == "SGD":
-            optimizer = functools.partial(
-                torch.optim.SGD,
-                lr=cfg.SOLVER.BASE_LR,
-                momentum=cfg.SOLVER.MOMENTUM,
-                nesterov=cfg.SOLVER.NESTEROV,
-            )
-        else:
-            raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: one of 'ADAMW', 'SGD'")
-        return maybe_add_gradient_clipping(cfg, optimizer(params))
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluators(cfg, dataset_name)
+
+    @classmethod
+    def check_evaluation(cls, cfg: CfgNode, own_evaluators: bool = True) -> None:
+        """What is wrong with an evaluation before its model is built; `test` looks too.
+
+        Args:
+            own_evaluators: whether those of `build_evaluator` are used.
+
+        Raises:
+            ValueError, KeyError, ImportError, RuntimeError: see `check_datasets`.
+        """
+        check_test_keys(cfg)
+        register_folders(cfg)
+        own_evaluators = own_evaluators and cls.is_own("build_evaluator")
+        check_datasets(cfg, training=False, evaluation=own_evaluators)
 
     @classmethod
     def test(
@@ -227,10 +216,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: another number of evaluators, or none that can resume.
         """
-        check_test_keys(cfg)
-        register_folders(cfg)
-        own_evaluators = evaluators is None and cls._is_own("build_evaluator")
-        check_datasets(cfg, training=False, evaluation=own_evaluators)
+        cls.check_evaluation(cfg, own_evaluators=evaluators is None)
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
@@ -241,7 +227,7 @@ class Trainer(DefaultTrainer):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         plain = model.module if isinstance(model, DistributedDataParallel) else model
-        tag = state_digest(plain.state_dict(), _inference_settings(cfg))
+        tag = prediction_tag(cfg, plain)
         results = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
@@ -250,8 +236,8 @@ class Trainer(DefaultTrainer):
                 ours.belongs_to(tag, resume)
                 ours.watch(model)
             if resume:
-                evaluator = _only(ours, name)
-            if resume and cls._is_own("build_test_loader"):
+                evaluator = with_records(ours, name)
+            if resume and cls.is_own("build_test_loader"):
                 loader = build_test_loader(cfg, name, keep=ours.remaining)
             else:  # a loader of a subclass gives all images; an image that comes again counts once
                 loader = cls.build_test_loader(cfg, name)
@@ -262,22 +248,3 @@ class Trainer(DefaultTrainer):
         if len(results) == 1:
             return next(iter(results.values()))
         return results
-
-
-def _only(ours: SparseRefineEvaluator | None, name: str) -> SparseRefineEvaluator:
-    if ours is None:
-        raise ValueError(
-            f"--resume of an evaluation goes on from the records of SparseRefineEvaluator, and the "
-            f"evaluators of {name!r} have none: leave --resume out"
-        )
-    return ours
-
-
-def _inference_settings(cfg: CfgNode) -> str:
-    """All keys that a prediction depends on, but for files that weights come from."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    node = cfg.MODEL.SPARSE_REFINE
-    cfg.MODEL.WEIGHTS = node.BASE.WEIGHTS = node.EXTRACTOR.WEIGHTS = ""
-    node.COARSE_CACHE = ""
-    return f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"

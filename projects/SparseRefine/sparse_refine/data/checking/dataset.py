@@ -155,10 +155,15 @@ def _of_the_whole(check: DatasetCheck) -> Iterable[Finding]:
             f"{name}: labels reach {classes}, and {classes} classes are 0..{classes - 1}. If the "
             "files count from 1, with 0 for no class, set DATASETS.REDUCE_ZERO_LABEL",
         )
-    if len(values) == 1 and check.ignore_label in check.pixels and (classes or 2) > 1:
-        yield Finding(
-            "one class",
-            f"{name}: every pixel is {values.pop()} or {check.ignore_label}, and "
-            f"{check.ignore_label} is ignored. If it was to be a class, as in masks of 0 and 255, "
-            "change the files, or the ignore label",
-        )
+    if len(values) == 1 and (classes or 2) > 1:
+        (value,) = values
+        ignored = check.ignore_label
+        what, hint = f"{value}", ""
+        if ignored in check.pixels:
+            what = f"{value} or {ignored}, and {ignored} is ignored"
+            hint = (
+                ". If it was to be a class, as in masks of 0 and 255, change the files, or the "
+                "ignore label"
+            )
+        message = f"{name}: every pixel is {what}: there is nothing to learn{hint}"
+        yield Finding("one class", message)

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..folders import dataset_files, split_entries
 from ..image_files import image_extensions, label_extensions
 from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
+from ..registration import ignore_label_of
 from .findings import Finding
 
 
@@ -63,7 +64,7 @@ def list_registered(name: str) -> Listing:
                 message = f"{record['file_name']}: the data set names no label map for it"
                 listing.findings.append(Finding("missing", message, (record["file_name"],)))
     listing.class_names = known.get("stuff_classes")
-    listing.ignore_label = known.get("ignore_label", 255)
+    listing.ignore_label = ignore_label_of(name)
     return listing
 
 

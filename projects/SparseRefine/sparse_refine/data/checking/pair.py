@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from ..depth import dark_images
 from ..label_checks import check_labels, check_same_size
 from ..reading import read_image, read_labels, read_orientation, read_size
 from ..reduce_zero_label import PREFIX as REDUCE_ZERO_LABEL
@@ -51,7 +52,9 @@ def check_pair(
         ignore_label: the value of pixels without a class; None where there is none.
     """
     pair = CheckedPair(image_file, label_file)
-    image = _read(pair, read_image, image_file, "image format")
+    with dark_images() as dark:
+        image = _read(pair, read_image, image_file, "image format")
+    pair.findings += [Finding("dark image", message, (file,)) for file, message in dark.items()]
     labels = _read(pair, read_labels, label_file, "label format")
     if image is not None:
         pair.size = image.shape[:2]
