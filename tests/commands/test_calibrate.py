@@ -120,9 +120,25 @@ def test_temperature_of_a_base_without_refiner(tool, tmp_path, capsys):
     assert "BASE.WEIGHTS" in comment[2] and all(line.startswith("# ") for line in comment[:3])
 
 
+def test_ceilings_of_a_base_without_refiner(tool, tmp_path, capsys):
+    """Beside the same network at full resolution."""
+    base = str(tmp_path / "base.safetensors")
+    tool(
+        *("--fraction", "0.1", "--base-only", "--fractions", "0.3", "--scales", "0.25"),
+        *("--dense", base, "MODEL.SPARSE_REFINE.BASE.WEIGHTS", base),
+        weights=False,
+    )
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("|") and " / " in line]
+    assert [row.split("|")[1].strip() for row in rows] == ["0.25"] * 3 + ["0.5"] * 3 + ["1"]
+    assert "At scale 0.5 and 10 %" in out
+
+
 @pytest.mark.parametrize(
     "arguments, data, message",
     [
+        (["--fraction", "0.1", "--scales", "0.5"], "dataset", "go with --base-only and labels"),
+        (["--fraction", "0.1", "--scales", "2"], "dataset", "--scales 2: low over full"),
         (["--fraction", "1.5"], "dataset", "--fraction is 1.5: above 0, up to 1"),
         (["--seconds", "-1"], "dataset", "--seconds is -1: above 0"),
         (["--fraction", "0.1", "--fractions", "0"], "dataset", "--fractions 0: shares"),

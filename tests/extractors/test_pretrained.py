@@ -29,8 +29,8 @@ def config(*options, scale=0.5, base=FULL):
     return load_config(
         CONFIG,
         [
-            *(f"{NODE}EXTRACTOR.NAME", "PretrainedExtractor"),
-            *(f"{NODE}ENSEMBLER.NAME", "RefinedEnsembler"),
+            *(f"{NODE}EXTRACTOR.NAME", "PretrainedExtractor", f"{NODE}EXTRACTOR.WEIGHTS", ""),
+            *(f"{NODE}EXTRACTOR.TRAINED", "none", f"{NODE}ENSEMBLER.NAME", "RefinedEnsembler"),
             *(f"{NODE}BASE.WEIGHTS", base, f"{NODE}BASE.SCALE", scale),
             *("MODEL.WEIGHTS", "", f"{NODE}OUTPUT", "logits", "MODEL.DEVICE", "cpu"),
             *options,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_refine.sparse_inference import (
+    CompositeTensor,
     Recording,
     Resolutions,
     SiteTensor,
@@ -15,103 +16,9 @@ from sparse_refine.sparse_inference import (
     known_operations,
 )
 
+from .networks import NETWORKS, network_of
+
 SIZE = (32, 48)
-
-
-class Residual(nn.Module):
-    """A bottleneck with squeeze and excitation, as timm's and torchvision's."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(channels, 8, 1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU6(inplace=True),
-            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
-            nn.BatchNorm2d(8),
-            nn.SiLU(),
-        )
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
-        self.outer = nn.Conv2d(8, channels, 1)
-
-    def forward(self, x):
-        inner = self.inner(x)
-        return x + self.outer(inner * self.gate(inner)) / 2
-
-
-class InPlace(nn.Module):
-    """What is read first and changed later is another tensor; what is changed is read later."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
-
-    def forward(self, x):
-        y = self.first(x)
-        kept = y
-        y += x
-        y -= 1
-        y *= 2
-        y /= 3
-        return self.second(1 - y) + kept + (2 / (3 + F.relu(y)) - -x)
-
-
-class Pooled(nn.Module):
-    """What is computed of the pooled map is no matter of single pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(x * self.pooled(x))
-
-
-class Pyramid(nn.Module):
-    """Down to stride 4, back up, joined: an FPN and a UNet in small."""
-
-    def __init__(self, mode):
-        super().__init__()
-        self.down = nn.ModuleList(nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2))
-        self.up = nn.Upsample(
-            scale_factor=2, mode=mode, align_corners=None if mode == "nearest" else False
-        )
-        self.join = nn.Conv2d(8, 4, 3, padding=1)
-
-    def forward(self, x):
-        half = F.relu(self.down[0](x))
-        quarter = F.relu(self.down[1](half))
-        half = torch.cat([half, self.up(quarter)], dim=1)
-        return F.interpolate(self.join(half), size=SIZE, mode="bilinear", align_corners=False)
-
-
-NETWORKS = {
-    "1x1": lambda: nn.Conv2d(4, 6, 1),
-    "3x3": lambda: nn.Conv2d(4, 6, 3, padding=1),
-    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
-    "5x5 dilated": lambda: nn.Conv2d(4, 6, 5, padding=6, dilation=3),
-    "1x7": lambda: nn.Conv2d(4, 6, (1, 7), padding=(0, 3)),
-    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
-    "grouped 1x1": lambda: nn.Conv2d(4, 6, 1, groups=2),
-    "depthwise 5x5": lambda: nn.Conv2d(4, 4, 5, padding=2, groups=4),
-    "padded on one side": lambda: nn.Sequential(nn.ZeroPad2d((0, 2, 2, 0)), nn.Conv2d(4, 6, 3)),
-    "stride 2": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
-    "stride 2, 1x1": lambda: nn.Conv2d(4, 6, 1, stride=2),
-    "stride 2, one side": lambda: nn.Sequential(
-        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 6, 3, stride=2)
-    ),
-    "patches": lambda: nn.Conv2d(4, 6, 4, stride=4),
-    "max pool": lambda: nn.MaxPool2d(3, stride=2, padding=1),
-    "max pool 2x2": lambda: nn.MaxPool2d(2),
-    "group norm": lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Dropout(0.5), nn.GELU()),
-    "group norm, plain": lambda: nn.GroupNorm(2, 4, affine=False),
-    "residual": lambda: nn.Sequential(Residual(4), Residual(4)),
-    "in place": InPlace,
-    "pooled": Pooled,
-    "nearest": lambda: Pyramid("nearest"),
-    "bilinear": lambda: Pyramid("bilinear"),
-}
 
 
 def run(network, image, small, sites):
@@ -132,15 +39,6 @@ def some_sites(share, size=SIZE):
     return (torch.rand(size, generator=generator) < share).nonzero()
 
 
-def network_of(name):
-    network = NETWORKS[name]().eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("share", [0.004, 0.2, 1.0])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -152,7 +50,8 @@ def test_equals_the_whole_network(name, share, channels_last):
     whole = network(image)
     assert tuple(output.shape) == tuple(whole.shape)
     cells = output.cells
-    torch.testing.assert_close(output.rows, whole[0, :, cells.y, cells.x].t(), rtol=1e-4, atol=1e-5)
+    expected = whole[0, :, cells.y, cells.x].t()
+    torch.testing.assert_close(output.values, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.05, 1.0])
@@ -165,7 +64,8 @@ def test_odd_maps(share):
     whole = network(image)
     assert tuple(output.shape) == tuple(whole.shape) == (1, 4, 5, 6)
     cells = output.cells
-    torch.testing.assert_close(output.rows, whole[0, :, cells.y, cells.x].t(), rtol=1e-4, atol=1e-5)
+    expected = whole[0, :, cells.y, cells.x].t()
+    torch.testing.assert_close(output.values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_padding_is_zeros():
@@ -179,7 +79,7 @@ def test_the_padding_is_zeros():
     trace = recording.of_image(0, (2, 3))
     with torch.no_grad():
         output = box(SiteTensor(torch.ones(2, 1), resolutions.at(1), resolutions, trace))
-    assert output.rows[:, 0].tolist() == [9, 4]
+    assert output.values[:, 0].tolist() == [9, 4]
 
 
 def test_what_lies_around_comes_from_the_small_image():
@@ -190,11 +90,11 @@ def test_what_lies_around_comes_from_the_small_image():
     image, small = torch.full((1, 1, 4, 4), 100.0), torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     inner = run(box, image, small, torch.tensor([[1, 2]]))
     # rows 0 and 1 lie in the small image's first row, row 2 in its second; columns 1 | 2, 3
-    assert inner.rows.item() == 100 + (1 + 2 + 2) + (1 + 2) + (3 + 4 + 4)
+    assert inner.values.item() == 100 + (1 + 2 + 2) + (1 + 2) + (3 + 4 + 4)
     corner = run(box, image, small, torch.tensor([[3, 3]]))
-    assert corner.rows.item() == 100 + 3 * 4  # beyond the border is nothing
+    assert corner.values.item() == 100 + 3 * 4  # beyond the border is nothing
     both = run(box, image, small, torch.tensor([[1, 2], [1, 3]]))
-    assert both.rows[0].item() == inner.rows.item() + 100 - 2  # a neighbour that is active
+    assert both.values[0].item() == inner.values.item() + 100 - 2  # a neighbour that is active
 
 
 @pytest.mark.parametrize(
@@ -271,8 +171,10 @@ def test_bfloat16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = run(network, image, image, some_sites(0.2))
     whole = network(image)[0, :, output.cells.y, output.cells.x].t()
-    assert (output.rows.float() - whole).abs().max() < 0.03 * whole.std()
+    assert (output.values.float() - whole).abs().max() < 0.03 * whole.std()
 
 
 def test_known_operations_are_named():
-    assert {"conv2d", "batch_norm", "interpolate", "max_pool2d"} <= set(known_operations())
+    known = set(known_operations(SiteTensor))
+    assert {"conv2d", "batch_norm", "interpolate", "max_pool2d"} <= known
+    assert known == set(known_operations(CompositeTensor))  # what can be used can be trained

@@ -38,7 +38,8 @@ def train_net(cfg, *flags):
     spec.loader.exec_module(module)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
-    if not cfg.MODEL.WEIGHTS and not cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS:
+    base = cfg.MODEL.SPARSE_REFINE.BASE
+    if not (cfg.MODEL.WEIGHTS or base.WEIGHTS or base.TRAINING):
         cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS = base_weights(cfg, folder)
     file = folder / f"given_{comm.get_rank()}.yaml"
     file.write_text(cfg.dump())

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""The main job in minutes on the built-in data set: train a refiner on a frozen base, then compare
-dense low resolution, dense full resolution and SparseRefine on the same images.
+"""The main job in minutes on the built-in data set: train a refiner on a frozen base, from features
+that a dense model has learned at full resolution, then compare dense low resolution, dense full
+resolution and SparseRefine on the same images.
 
     python projects/SparseRefine/demo/synthetic_demo.py [--output output/demo] [KEY VALUE ...]
 
@@ -22,7 +23,14 @@ from detectron2.utils.logger import setup_logger
 from sparse_refine.commands.memory import keep_freed_memory
 from sparse_refine.config import load_config
 from sparse_refine.data import build_test_loader
-from sparse_refine.evaluation.comparison import IN_PROCESS, Arm, compare, comparison_table
+from sparse_refine.evaluation.comparison import (
+    IN_PROCESS,
+    Arm,
+    compare,
+    comparison_table,
+    write_rows,
+)
+from sparse_refine.evaluation.machine import device_name
 from sparse_refine.inference.loading import load_model
 from sparse_refine.training.trainer import Trainer
 from sparse_refine.visualization.figure import draw
@@ -48,7 +56,9 @@ def main():
     low, full = (WEIGHTS / f"dense_{name}.safetensors" for name in ("low", "full"))
     refiner = load_config(
         str(CONFIGS / "sparse_refine.yaml"),
-        ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", str(low), "OUTPUT_DIR", str(output / "train")]
+        ["MODEL.SPARSE_REFINE.BASE.WEIGHTS", str(low)]
+        + ["MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS", str(full)]
+        + ["OUTPUT_DIR", str(output / "train")]
         + ["DATASETS.TEST", "()"]  # the comparison below evaluates
         + args.opts,
     )
@@ -76,17 +86,24 @@ def main():
     refiner.merge_from_list(IN_PROCESS)
     configs = {**dense, "sparse_refine": refiner}
     arms = [
-        Arm(name, model, build_test_loader(configs[name], dataset))
+        Arm(name, model, build_test_loader(configs[name], dataset), oracle=name == "sparse_refine")
         for name, model in models.items()
     ]
     keep_freed_memory()
-    rows = compare(arms, dataset, output, refiner.TEST.BOUNDARY_DISTANCE)
+    *rows, ceiling = compare(arms, dataset, output, refiner.TEST.BOUNDARY_DISTANCE)
+    write_rows(output / "results.json", rows)
 
     print("3/3  Drawing the figure ...", flush=True)
     draw(output / "figure.png", models["sparse_refine"], dataset, 0, refiner.INPUT.FORMAT)
     record = DatasetCatalog.get(dataset)[0]
-    print(f"\n{dataset}: {len(arms[0].loader)} images of {record['width']}x{record['height']}\n")
+    device = models["sparse_refine"].device
+    size = f"{len(arms[0].loader)} images of {record['width']}x{record['height']}"
+    print(f"\n{dataset}: {size}, {rows[-1]['precision']}, {device_name(device)}\n")
     print(comparison_table(rows))
+    print(
+        f"\nThe selector's ceiling, the truth at the selected pixels: mIoU "
+        f"{100 * ceiling['miou']:.2f}, boundary IoU {100 * ceiling['boundary_iou']:.2f}"
+    )
     print(
         f"\n{os.path.join(args.output, 'results.json')}  {os.path.join(args.output, 'figure.png')}"
     )

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base: any segmentation model, built as it is, with its own weights, to be frozen."""
+"""Frozen models: the base, any segmentation model as it is with its own weights; and the teacher.
+
+Shapes: K classes, (H, W) an image, P sites of a batch.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -11,8 +15,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .coarse import to_logits
 from .modeling.building import build_architecture
-from .modeling.contract import lookup
+from .modeling.contract import lookup, score_type_of
+from .sites import Sites
 from .storage.names import fitted
 from .storage.weights import load_weights
 
@@ -26,12 +32,7 @@ def build_base(cfg: CfgNode) -> nn.Module:
     node = cfg.MODEL.SPARSE_REFINE.BASE
     if getattr(lookup(META_ARCH_REGISTRY, _KEY, node.META_ARCHITECTURE), "refines", False):
         raise ValueError(f"{_KEY} cannot be {node.META_ARCHITECTURE} itself")
-    # The crop is the refiner's: DeepLab's head would pool in windows of it and refuse other sizes.
-    own = cfg.clone()
-    own.defrost()
-    own.INPUT.CROP.ENABLED = False
-    own.freeze()
-    base = build_architecture(own, node.META_ARCHITECTURE, _KEY)
+    base = _build(cfg, node.META_ARCHITECTURE, _KEY)
     if node.WEIGHTS:
         load_base_weights(base, node.WEIGHTS, node.WEIGHTS_PREFIX, cfg.MODEL.ALLOW_PICKLE)
     elif not cfg.MODEL.WEIGHTS and not base_has_weights(cfg):  # Detectron2's trainer does not look
@@ -41,6 +42,101 @@ def build_base(cfg: CfgNode) -> nn.Module:
             "loaded. Set BASE.WEIGHTS to the base's own checkpoint"
         )
     return base
+
+
+def _build(cfg: CfgNode, name: str, key: str) -> nn.Module:
+    # The crop is the refiner's: DeepLab's head would pool in windows of it and refuse other sizes.
+    own = cfg.clone()
+    own.defrost()
+    own.INPUT.CROP.ENABLED = False
+    own.freeze()
+    return build_architecture(own, name, key)
+
+
+def build_dense(cfg: CfgNode, overrides: CfgNode, weights: str, node: str) -> nn.Module:
+    """A dense model beside the base: of the base's architecture, or of what `overrides` say.
+
+    Args:
+        overrides: keys of MODEL that differ from the base's, see `dense_config`.
+        weights: its checkpoint; "" leaves it as it was built.
+        node: the config node that holds both as MODEL and WEIGHTS, for messages.
+    """
+    own = dense_config(cfg, overrides, f"{node}.MODEL")
+    model = _build(own, own.MODEL.META_ARCHITECTURE, f"{node}.MODEL.META_ARCHITECTURE")
+    if weights:
+        load_base_weights(model, weights, "", cfg.MODEL.ALLOW_PICKLE, f"{node}.WEIGHTS")
+    return model
+
+
+def dense_config(cfg: CfgNode, overrides: CfgNode, key: str) -> CfgNode:
+    """The config of a dense model by itself: `cfg` with the base's META_ARCHITECTURE and with other
+    values of keys under MODEL. `key` names them in messages.
+
+    Raises:
+        KeyError, ValueError: a key that MODEL does not have, or a value of another type.
+    """
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.META_ARCHITECTURE = cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE
+    try:
+        own.MODEL.merge_from_other_cfg(overrides)
+    except (KeyError, ValueError) as error:
+        raise type(error)(f"{key}: {error.args[0]} (it holds keys of MODEL)") from error
+    own.freeze()
+    return own
+
+
+class Teacher:
+    """A dense model that sees whole crops in training (Hinton et al. 2015, arXiv 1503.02531).
+
+    No module: its weights are in no checkpoint, and a model that is only used never builds it.
+
+    Args:
+        build: makes it, at the first call.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]):
+        self._build = build
+        self._model: nn.Module | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Teacher | None:
+        """Of TEACHER; None where LOSS.DISTILLATION_WEIGHT is 0.
+
+        Raises:
+            ValueError: a teacher that nothing is learned from.
+        """
+        method = cfg.MODEL.SPARSE_REFINE
+        key, node = "MODEL.SPARSE_REFINE.TEACHER", method.TEACHER
+        if method.LOSS.DISTILLATION_WEIGHT == 0:
+            if node.WEIGHTS:
+                raise ValueError(
+                    f"{key}.WEIGHTS is {node.WEIGHTS!r}, and nothing is learned from it: "
+                    "MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT is 0"
+                )
+            return None
+        if not node.WEIGHTS:
+            key, node = "MODEL.SPARSE_REFINE.EXTRACTOR", method.EXTRACTOR
+
+        def build() -> nn.Module:
+            if not node.WEIGHTS:
+                raise ValueError(
+                    "MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT is above 0, and both TEACHER."
+                    "WEIGHTS and EXTRACTOR.WEIGHTS are '': name the checkpoint of the teacher"
+                )
+            return build_dense(cfg, node.MODEL, node.WEIGHTS, key)
+
+        return cls(build)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[torch.Tensor], sites: Sites) -> torch.Tensor:
+        """Logits (P,K) at the sites of images (3,H,W)."""
+        if self._model is None:
+            self._model = self._build().requires_grad_(False).eval()
+        model = self._model.to(images[0].device)
+        score_type = score_type_of(model)
+        answers = model([{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images])
+        return sites.read([to_logits(each["sem_seg"], score_type).float() for each in answers])
 
 
 def base_has_weights(cfg: CfgNode) -> bool:
@@ -66,7 +162,10 @@ def load_base_weights(
     Raises:
         ValueError: tensors are missing or of another shape: the file, the names and both shapes.
     """
-    path = PathManager.get_local_path(path)
+    try:
+        path = PathManager.get_local_path(path)
+    except OSError as error:  # no network, no such address
+        raise OSError(f"{keys.split(',')[0]}: {path!r} cannot be fetched: {error}") from error
     state = {
         name[len(prefix) :]: torch.as_tensor(tensor)  # Detectron2's .pkl files hold numpy arrays
         for name, tensor in load_weights(path, allow_pickle)["model"].items()
@@ -100,4 +199,6 @@ def supplied_weights(cfg: CfgNode, model: nn.Module) -> tuple[str, ...]:
     frozen part of a refiner whose base has them, all of a model that comes with its own."""
     if hasattr(model, "frozen"):
         return model.frozen if base_has_weights(cfg) else ()
+    if getattr(model, "started_anew", ()):
+        return ()
     return ("",) if getattr(model, "comes_with_weights", lambda cfg: False)(cfg) else ()

@@ -81,6 +81,9 @@ def add_method_config(cfg: CN) -> None:
     node.BASE.WEIGHTS = ""
     # Only entries that begin with this are read from that file, and it is taken off their names.
     node.BASE.WEIGHTS_PREFIX = ""
+    # Without WEIGHTS: how `train` trains it first, at SCALE: keys of the whole config that differ
+    # from the refiner's, as {SOLVER: {MAX_ITER: 1500}}; {} for a base that has been trained.
+    node.BASE.TRAINING = CN(new_allowed=True)
     node.BASE.SCALE = 0.5  # low resolution over full resolution, a side, 0 < scale <= 1
     # What its sem_seg holds: "logits"; "probabilities"; or "scores", non-negative numbers that need
     # not sum to 1 (Mask2Former).
@@ -102,15 +105,28 @@ def add_method_config(cfg: CN) -> None:
     # where COUNT is not -1, their number (an image that has fewer gives all).
     node.SELECTOR.FRACTION = 0.1
     node.SELECTOR.COUNT = -1
+    # Training with a budget: the share is drawn from [low, high] for each image, so that one
+    # refiner serves them all; [] takes FRACTION or COUNT.
+    node.SELECTOR.TRAIN_FRACTIONS = []
 
     # The sparse network that looks at them.
     node.EXTRACTOR = CN()
-    # SparseUNetExtractor (the paper's), or PretrainedExtractor: a dense model of the base's
-    # architecture that is evaluated at the selected pixels alone, and not trained.
+    # SparseUNetExtractor (the paper's), or PretrainedExtractor: a dense network that is evaluated
+    # at the selected pixels alone. Keys of the one mean nothing to the other, but for PRECISION.
     node.EXTRACTOR.NAME = "SparseUNetExtractor"
-    # PretrainedExtractor: its checkpoint, a model trained at full resolution; "" takes the base's.
-    # Of the keys below PRECISION alone has a meaning then.
+    # PretrainedExtractor: its checkpoint, a model trained at full resolution. "" takes the base's
+    # weights or, where MODEL below is not {}, those that the backbone comes with.
     node.EXTRACTOR.WEIGHTS = ""
+    # PretrainedExtractor: {} for the base's architecture, whose feature maps it then reads. Else a
+    # network of its own, beside any base: the keys under MODEL that differ from the base's, as
+    # {META_ARCHITECTURE: SemanticSegmentor, BACKBONE: {NAME: ...}, ...}.
+    node.EXTRACTOR.MODEL = CN(new_allowed=True)
+    # PretrainedExtractor, without WEIGHTS: how `train` trains its network first, densely at full
+    # resolution; as BASE.TRAINING. It starts from the base where MODEL is {}.
+    node.EXTRACTOR.TRAINING = CN(new_allowed=True)
+    # PretrainedExtractor: what is trained of it at the selected pixels: "none", "norms" (their
+    # factors and offsets), "head" (the sem_seg_head), or "all". Statistics of norms stay.
+    node.EXTRACTOR.TRAINED = "none"
     # What it reads at a pixel, any of: "rgb" (3, normalised by the PIXEL_MEAN and PIXEL_STD below),
     # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).
     node.EXTRACTOR.FEATURES = ["rgb"]
@@ -152,6 +168,15 @@ def add_method_config(cfg: CN) -> None:
     node.LOSS.REFINED_WEIGHT = 1.0  # cross-entropy of the refined logits
     node.LOSS.FUSED_WEIGHT = 1.0  # cross-entropy of the fused logits
     node.LOSS.DICE_WEIGHT = 0.0  # soft Dice of the fused probabilities
+    # Divergence of the refined distribution from the teacher's (TEACHER), also where a pixel has no
+    # label.
+    node.LOSS.DISTILLATION_WEIGHT = 0.0
+
+    # A dense model that sees the full-resolution crop in training, and what the refiner learns from
+    # it (Hinton et al. 2015, arXiv 1503.02531). It is in no checkpoint.
+    node.TEACHER = CN()
+    node.TEACHER.WEIGHTS = ""  # its checkpoint; "" for what EXTRACTOR starts from
+    node.TEACHER.MODEL = CN(new_allowed=True)  # as EXTRACTOR.MODEL, for a checkpoint of its own
 
 
 def load_config(path: str, opts: Sequence = (), *, trust_code: bool = False) -> CfgNode:
@@ -167,6 +192,7 @@ def load_config(path: str, opts: Sequence = (), *, trust_code: bool = False) -> 
         ValueError: a value of another type than the key's, or a key without a value; or code that
             needs consent.
     """
+    path = os.path.expanduser(path)
     cfg = get_cfg()
     projects = named_projects(path, opts)
     if trust_code or trust.given("PROJECTS", opts):
@@ -207,7 +233,8 @@ def with_options(cfg: CfgNode, opts: Sequence = (), *, trust_code: bool = False)
     node = cfg.MODEL.SPARSE_REFINE
     for part, key in (
         *((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (node, "COARSE_CACHE")),
-        *((node.BASE, "WEIGHTS"), (node.EXTRACTOR, "WEIGHTS"), (cfg.MODEL.HUGGING_FACE, "NAME")),
+        *((node.BASE, "WEIGHTS"), (node.EXTRACTOR, "WEIGHTS"), (node.TEACHER, "WEIGHTS")),
+        (cfg.MODEL.HUGGING_FACE, "NAME"),
     ):
         part[key] = os.path.expanduser(part[key])
     cfg.freeze()

@@ -6,7 +6,7 @@ Shapes: K classes, P selected pixels of the batch that have a label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,14 @@ def soft_dice(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 1.0) 
     return 1 - dice[truth.sum(0) > 0].mean()
 
 
+def divergence(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean Kullback-Leibler divergence in nats of the distributions of logits (P,K) from those of a
+    teacher's (Hinton et al. 2015, arXiv 1503.02531, at temperature 1); 0 where P is 0."""
+    expected = teacher.float().log_softmax(1)
+    found = logits.float().log_softmax(1)
+    return global_mean((expected.exp() * (expected - found)).sum(1))
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """Factors, each at least 0; a term with 0 is left out.
@@ -61,6 +69,7 @@ class LossWeights:
     refined: float = 1.0  # cross-entropy of the refined logits
     fused: float = 1.0  # cross-entropy of the fused logits
     dice: float = 0.0  # soft Dice of the fused probabilities
+    distillation: float = 0.0  # divergence of the refined distribution from the teacher's
 
     def __post_init__(self):
         for name, weight in vars(self).items():
@@ -78,7 +87,7 @@ class LossWeights:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> LossWeights:
         node = cfg.MODEL.SPARSE_REFINE.LOSS
-        return cls(node.REFINED_WEIGHT, node.FUSED_WEIGHT, node.DICE_WEIGHT)
+        return cls(**{field.name: node[f"{field.name.upper()}_WEIGHT"] for field in fields(cls)})
 
 
 def refinement_losses(

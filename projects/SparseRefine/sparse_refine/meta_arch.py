@@ -15,14 +15,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from .base import build_base
+from .base import Teacher, build_base
 from .coarse import CoarseOutput, CoarsePass
 from .data.registration import register_folders
 from .ensembler import ENSEMBLER_REGISTRY, GatedEnsembler, RefinedEnsembler
 from .extractors import EXTRACTOR_REGISTRY, Extractor, Selection, SparseUNetExtractor
-from .losses import LossWeights, refinement_losses
+from .losses import LossWeights, divergence, refinement_losses
 from .modeling import as_segmentor
-from .modeling.contract import lookup, score_type_of
+from .modeling.contract import check_declared, lookup, score_type_of
 from .modeling.inputs import check_inputs
 from .results import image_result
 from .selector import (
@@ -46,6 +46,7 @@ class SparseRefine(nn.Module):
         ignore_label: no class.
         output: "logits" or "labels", see `forward`.
         loss_weights: of the terms of the loss.
+        teacher: what the refiner also learns from, where `loss_weights.distillation` is above 0.
     """
 
     refines = True  # see modeling/contract.py
@@ -61,6 +62,7 @@ class SparseRefine(nn.Module):
         ignore_label: int = 255,
         output: str = "logits",
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         if output not in ("logits", "labels"):
@@ -72,10 +74,12 @@ class SparseRefine(nn.Module):
         self.ignore_label = ignore_label
         self.output = output
         self.loss_weights = loss_weights
+        self.teacher = teacher
         self.register_buffer("_place", torch.empty(0), False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        check_declared(cfg)
         node, classes = cfg.MODEL.SPARSE_REFINE, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if classes < 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: it must be at least 1")
@@ -98,6 +102,7 @@ class SparseRefine(nn.Module):
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "output": node.OUTPUT,
             "loss_weights": weights,
+            "teacher": Teacher.from_config(cfg),
         }
 
     @classmethod
@@ -223,7 +228,12 @@ class SparseRefine(nn.Module):
         labels = sites.read(truth)[:, 0]  # (P,)
         valid = labels != self.ignore_label
         self._log(sites, labels, valid, {"coarse": coarse, "refined": refined, "fused": fused})
-        return refinement_losses(refined[valid], fused[valid], labels[valid], self.loss_weights)
+        weights = self.loss_weights
+        losses = refinement_losses(refined[valid], fused[valid], labels[valid], weights)
+        if self.teacher is not None:  # also where there is no label
+            taught = self.teacher([item["image"] for item in inputs], sites)
+            losses["loss_distillation"] = weights.distillation * divergence(refined, taught)
+        return losses
 
     @staticmethod
     def _log(sites: Sites, labels, valid, predictions: dict) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .resampling import first_under, nearest_index, pixels_under
-from .sites import View
+from .sites import View, highest
 
 logger = logging.getLogger(__name__)
 
@@ -144,50 +144,6 @@ class MarginSelector(Selector):
         return expand_mask(~(margin(logits) >= self.threshold), view)
 
 
-def highest(
-    scores: torch.Tensor, weights: torch.Tensor, budget: int
-) -> tuple[torch.Tensor, int, int]:
-    """The places of highest score whose weights sum to at most `budget`, in descending order until
-    one no longer fits; of equal scores the first in raster order.
-
-    Sorting all scores took 40 ms at half a million. Here a histogram of their upper 16 bits (of
-    non-negative floats the bits order as the values do) finds the few among which the border runs.
-
-    Args:
-        scores: (h,w), at least 0 (negative ones, by rounding, count as 0, and NaN as the highest).
-        weights: (h,w) int64, above 0.
-        budget: at least 0.
-
-    Returns:
-        Their mask (h,w); the flat index of the next place, and what is left of the budget for it
-        (0 and 0 where all fit).
-    """
-    scores = scores.float().nan_to_num(nan=math.inf).clamp(min=0) + 0.0  # -0.0 + 0.0 is 0.0
-    bits = scores.view(torch.int32).flatten()  # (h w,)
-    bins, weights = (bits >> 16).long(), weights.flatten()
-    # counted by bin and weight, of which there are few: sums of integers do not depend on the order
-    least, most = int(weights.min()), int(weights.max())
-    steps = most - least + 1
-    # 0x7F80 is the bin of infinity
-    counts = torch.bincount(bins * steps + (weights - least), minlength=(0x7F80 + 1) * steps)
-    values = torch.arange(least, most + 1, device=counts.device)
-    above = (counts.view(-1, steps) * values).sum(1).flip(0).cumsum(0)  # highest bin first
-    # the first bin, from the highest, that does not fit as a whole
-    border = int((above <= budget).sum())
-    if border == len(above):
-        return torch.ones_like(scores, dtype=torch.bool), 0, 0
-    rest = budget - (int(above[border - 1]) if border else 0)
-    border = len(above) - 1 - border
-    mask = bins > border
-    inside = (bins == border).nonzero()[:, 0]
-    inside = inside[bits[inside].sort(descending=True, stable=True).indices]
-    total = weights[inside].cumsum(0)
-    whole = int((total <= rest).sum())
-    mask[inside[:whole]] = True
-    rest -= int(total[whole - 1]) if whole else 0
-    return mask.view(scores.shape), int(inside[whole]), rest
-
-
 class _Budget(Selector):
     """The pixels of highest score, exactly as many as asked for: the cost of an image is fixed.
 
@@ -196,6 +152,8 @@ class _Budget(Selector):
 
     Args:
         fraction: share of the image's full-resolution pixels, 0..1; their number is rounded.
+        train_fractions: in training the share is drawn from [low, high] for each image, so that one
+            refiner serves them all; () takes `fraction`.
         count: their number instead, where not None; an image that has fewer gives all.
 
     Raises:
@@ -203,8 +161,21 @@ class _Budget(Selector):
     """
 
     @configurable
-    def __init__(self, *, fraction: float = 0.1, count: int | None = None):
+    def __init__(
+        self,
+        *,
+        fraction: float = 0.1,
+        count: int | None = None,
+        train_fractions: tuple[float, float] | tuple[()] = (),
+    ):
         super().__init__()
+        limits = tuple(train_fractions)
+        if limits and not (len(limits) == 2 and 0 <= limits[0] <= limits[1] <= 1):
+            raise ValueError(
+                f"MODEL.SPARSE_REFINE.SELECTOR.TRAIN_FRACTIONS is {list(limits)}: [low, high], "
+                "0 <= low <= high <= 1, or []"
+            )
+        self.train_fractions = limits
         if count is None and not 0 <= fraction <= 1:
             raise ValueError(
                 f"MODEL.SPARSE_REFINE.SELECTOR.FRACTION is {fraction}: a share in [0, 1]"
@@ -219,16 +190,25 @@ class _Budget(Selector):
     @classmethod
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.SPARSE_REFINE.SELECTOR
-        return {"fraction": node.FRACTION, "count": None if node.COUNT == -1 else node.COUNT}
+        return {
+            "fraction": node.FRACTION,
+            "count": None if node.COUNT == -1 else node.COUNT,
+            "train_fractions": tuple(node.TRAIN_FRACTIONS),
+        }
 
     @abstractmethod
     def score(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (K,h,w) -> (h,w), at least 0: the highest are refined."""
 
+    def _budget(self, pixels: int) -> int:
+        if self.training and self.train_fractions:
+            low, high = self.train_fractions
+            return round((low + (high - low) * torch.rand(()).item()) * pixels)
+        return round(self.fraction * pixels) if self.count is None else min(self.count, pixels)
+
     def forward(self, logits: torch.Tensor, view: View) -> torch.Tensor:
         (height, width), low = view.full, logits.shape[-2:]
-        pixels = height * width
-        budget = round(self.fraction * pixels) if self.count is None else min(self.count, pixels)
+        budget = self._budget(height * width)
         weights = pixels_under(low, view.full, logits.device)
         mask, last, rest = highest(self.score(logits), weights, budget)
         if rest == 0:

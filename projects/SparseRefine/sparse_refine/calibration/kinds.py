@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..selector import BudgetSelector, EntropySelector, MarginSelector, Selector, entropy, margin
+from ..selector import (
+    BudgetSelector,
+    EntropySelector,
+    MarginBudgetSelector,
+    MarginSelector,
+    Selector,
+    entropy,
+    margin,
+)
 from .histogram import UncertaintyHistogram
 
 
@@ -17,13 +25,15 @@ from .histogram import UncertaintyHistogram
 class Kind:
     """`selector`: the class. `key`: of MODEL.SPARSE_REFINE.SELECTOR, what is calibrated. `score`:
     coarse logits (K,...) -> (...), higher is refined first, at most `highest(K)`. `to_setting`: the
-    key's value that selects a share 0..1 of the pixels of a histogram of scores."""
+    key's value that selects a share 0..1 of the pixels of a histogram of scores. `budget`: the
+    class that selects a share of each image by the same score."""
 
     selector: type[Selector]
     key: str
     score: Callable[[torch.Tensor], torch.Tensor]
     highest: Callable[[int], float]
     to_setting: Callable[[UncertaintyHistogram, float], float]
+    budget: type[Selector]
 
     def build(self, setting: float) -> Selector:
         return self.selector(**{self.key.lower(): setting})
@@ -42,6 +52,7 @@ KINDS = {
         entropy,
         math.log,
         lambda histogram, fraction: rounded(histogram.threshold(fraction)),
+        BudgetSelector,
     ),
     "MarginSelector": Kind(
         MarginSelector,
@@ -49,6 +60,7 @@ KINDS = {
         lambda logits: 1 - margin(logits),
         lambda classes: 1.0,
         lambda histogram, fraction: rounded(1 - histogram.threshold(fraction)),
+        MarginBudgetSelector,
     ),
     "BudgetSelector": Kind(
         BudgetSelector,
@@ -56,6 +68,7 @@ KINDS = {
         entropy,
         math.log,
         lambda histogram, fraction: rounded(fraction),
+        BudgetSelector,
     ),
 }
 

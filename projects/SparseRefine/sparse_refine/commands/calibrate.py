@@ -16,6 +16,10 @@ OUTPUT/calibrated.yaml, a leaf of the config for train_net.py and all other prog
 
 With --base-only there is no refiner yet: the threshold for a --fraction is found from the base's
 weights (MODEL.SPARSE_REFINE.BASE.WEIGHTS), before training, which sees the selected pixels alone.
+With labels it also prints what a refiner can reach at most: mIoU / boundary IoU with the truth at
+the selected pixels, for each of --fractions and --scales; with --dense WEIGHTS, the checkpoint of a
+dense model at full resolution (of EXTRACTOR.MODEL, by default of the base's architecture), also
+with that model's answers there, and whether a refiner can be as accurate and faster.
 
 --fit-temperature also fits MODEL.SPARSE_REFINE.BASE.TEMPERATURE (needs labels), one scalar that
 brings the coarse probabilities closer to how often they are right. It matters for a threshold: in
@@ -39,31 +43,28 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ..base import base_has_weights
-from ..calibration import curve, goals, report
+from ..base import base_has_weights, build_dense
+from ..calibration import ceiling, curve, goals, report
 from ..calibration.images import Images, dicts_of_folder
-from ..calibration.kinds import KINDS, kind_of, rounded
+from ..calibration.kinds import Kind, kind_of, rounded
 from ..config import load_config
 from ..evaluation.checks import check_datasets
 from ..evaluation.machine import device_name
 from ..inference import model_zoo
 from ..modeling.building import build_model
 from .arguments import (
-    add_model,
-    check_model,
     check_refines,
     errors_in_a_line,
     load_refining,
-    positive,
 )
+from .calibrate_arguments import argument_parser, check, outputs
 from .memory import keep_freed_memory
 
 NOTHING_TO_CALIBRATE = "only SparseRefine has something to calibrate"
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argument_parser()
+    parser = argument_parser(__doc__)
     args = parser.parse_args(arguments)
     keep_freed_memory()
     with errors_in_a_line(parser):
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def calibrate(args: argparse.Namespace) -> None:
     check(args)
-    leaf, plot = args.output / "calibrated.yaml", args.output / "curve.png"
+    leaf, plot = outputs(args)
     cfg, model = load(args)
     kind = kind_of(args.selector or cfg.MODEL.SPARSE_REFINE.SELECTOR.NAME)
     if args.dataset:
@@ -105,6 +106,8 @@ def calibrate(args: argparse.Namespace) -> None:
             points = in_order([*points, measuring.measure([setting])[1]])
     (chosen,) = (point for point in points if point.setting == setting)
 
+    if args.base_only and (args.dataset or args.labels):
+        print_ceilings(args, cfg, model, images, kind)
     print(report.table(points, chosen, f"{kind.selector.__name__} {kind.key}"))
     if args.seconds is not None and chosen.seconds > args.seconds:
         print(f"measured again it took {chosen.seconds:.3g} seconds: this machine's seconds vary")
@@ -118,6 +121,28 @@ def calibrate(args: argparse.Namespace) -> None:
     report.write_leaf(leaf, config_file, about(args, model, len(images), chosen), changes)
     changed = ", ".join(f"{key} {value}" for key, value in changes.items()) or "nothing"
     print(f"{leaf}: changes {changed}\n{plot}: the curve")
+
+
+def print_ceilings(args, cfg: CfgNode, model, images: Images, kind: Kind) -> None:
+    """What a refiner can reach at most on these images."""
+    scales = sorted({*args.scales, cfg.MODEL.SPARSE_REFINE.BASE.SCALE})
+    dense = None
+    if args.dense:
+        own = cfg.MODEL.SPARSE_REFINE.EXTRACTOR.MODEL
+        dense = build_dense(cfg, own, str(args.dense), "--dense").to(model.device).eval()
+    ceilings = ceiling.measure(
+        model,
+        images.source("ceilings"),
+        {f: kind.budget(fraction=f) for f in {*args.fractions, args.fraction}},
+        scales,
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        cfg.TEST.BOUNDARY_DISTANCE,
+        dense,
+    )
+    print("What a refiner can reach at most, mIoU / boundary IoU:\n")
+    print(ceiling.table(ceilings))
+    verdict = ceiling.verdict(ceilings, cfg.MODEL.SPARSE_REFINE.BASE.SCALE, args.fraction)
+    print(f"\n{verdict}\n")
 
 
 def in_order(points: list[curve.Point]) -> list[curve.Point]:
@@ -153,36 +178,6 @@ def about(args: argparse.Namespace, model, images: int, chosen: curve.Point) -> 
     return lines
 
 
-def check(args: argparse.Namespace) -> None:
-    """What can be known before anything is loaded."""
-    import matplotlib  # noqa: F401
-
-    leaf = args.output / "calibrated.yaml"
-    if leaf.exists() and not args.force:
-        raise FileExistsError(f"{leaf} exists: choose another --output, or --force replaces it")
-    check_model(args)
-    limits = {"fraction": 1, "keep_accuracy": 1, "seconds": float("inf")}
-    for name, high in limits.items():
-        value = getattr(args, name)
-        if value is not None and not 0 < value <= high:
-            raise ValueError(f"--{name.replace('_', '-')} is {value:g}: above 0, up to {high}")
-    wrong = [f for f in args.fractions if not 0 < f <= 1]
-    if wrong:
-        raise ValueError(f"--fractions {wrong[0]:g}: shares of the pixels, above 0, up to 1")
-    if args.labels and not args.images:
-        raise ValueError("--labels belongs to --images")
-    if args.weights and args.base_only:
-        raise ValueError("--weights are a refiner's, for a --config-file without --base-only")
-    if args.base_only and (args.model or args.fraction is None):
-        raise ValueError("--base-only goes with --config-file and --fraction: nothing is refined")
-    for name in ("fit_temperature", "keep_accuracy"):
-        if getattr(args, name) and not (args.dataset or args.labels):
-            raise ValueError(
-                f"--{name.replace('_', '-')} needs labels: --labels FOLDER beside --images, or a "
-                "registered --dataset"
-            )
-
-
 def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
     """
     Raises:
@@ -207,31 +202,3 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, torch.nn.Module]:
             "MODEL.SPARSE_REFINE.BASE.WEIGHTS is '': name the base's checkpoint, as KEY VALUE"
         )
     return cfg, build_model(cfg).eval()
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model(parser)
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--images", type=Path, metavar="FOLDER", help="your images")
-    data.add_argument("--dataset", metavar="NAME", help="or a registered split")
-    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps of --images")
-    goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--fraction", type=float, metavar="F", help="0..1, see above")
-    goal.add_argument("--seconds", type=float, metavar="S", help="above 0")
-    goal.add_argument("--keep-accuracy", type=float, metavar="A", help="0..1")
-    parser.add_argument("--base-only", action="store_true", help="there is no refiner yet")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--force", action="store_true", help="replace OUTPUT/calibrated.yaml")
-    parser.add_argument("--fit-temperature", action="store_true", help="see above")
-    parser.add_argument("--selector", choices=list(KINDS), help="else the config's own")
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F",
-        help=f"shares to measure; by default {' '.join(map(str, FRACTIONS))}",
-    )  # fmt: skip
-    parser.add_argument("--limit", type=positive, metavar="N", help="N images, evenly spaced")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, last of all")
-    return parser

@@ -17,7 +17,7 @@ from .folders import PathLike
 from .registration import register_dataset
 
 # First seed and number of images; the seeds of two splits never meet.
-SYNTHETIC_SPLITS = {"train": (0, 24), "val": (1_000_000, 6)}
+SYNTHETIC_SPLITS = {"train": (0, 32), "val": (1_000_000, 8)}
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def register_synthetic_field(
 
     Args:
         split: "train" or "val", whose seeds are disjoint.
-        count: number of images; the split's own (24 and 6) by default.
+        count: number of images; the split's own (32 and 8) by default.
         root: by default `synthetic_field` in $SPARSE_REFINE_CACHE, or else in `sparse_refine` in
             $XDG_CACHE_HOME or ~/.cache.
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
@@ -45,15 +44,19 @@ class Arm:
 
 
 def compare(
-    arms: list[Arm], dataset_name: str, output_dir: str | Path, boundary_distance: int
+    arms: list[Arm],
+    dataset_name: str,
+    output_dir: str | Path,
+    boundary_distance: int,
+    ignore_label: int | None = None,
 ) -> list[dict]:
-    """Evaluate every arm on every image.
+    """Evaluate every arm on every image. `ignore_label`: as in `SparseRefineEvaluator`.
 
     Returns, for each arm in order, what `results.json` in `output_dir` holds too:
-    {"arm", "miou", "boundary_iou", "seconds", "selected_fraction", "megapixels_refined"};
-    accuracies and the fraction as shares of 1 (a dense model refines nothing: 0), seconds of the
-    forward call (None of an oracle) and megapixels an image, means over the data set. The first
-    image is run once beforehand, uncounted, to warm up.
+    {"arm", "miou", "boundary_iou", "seconds", "precision", "selected_fraction",
+    "megapixels_refined"}; accuracies and the fraction as shares of 1 (a dense model refines
+    nothing: 0), seconds of the forward call (None of an oracle) and megapixels an image, means over
+    the data set. The first image is run once beforehand, uncounted, to warm up.
 
     Raises:
         ValueError: an arm with `oracle` that selects nothing, since it is a dense model.
@@ -66,6 +69,7 @@ def compare(
             dataset_name,
             str(output_dir / name),
             boundary_distance=boundary_distance,
+            ignore_label=ignore_label,
             distributed=False,
         )
 
@@ -86,7 +90,8 @@ def compare(
                 outputs = arm.model(batch)
                 evaluator.process(batch, outputs)
                 if oracle is not None:
-                    oracle.process(batch, _with_truth(arm.name, batch, outputs, dataset_name))
+                    best = _with_truth(arm.name, batch, outputs, oracle)
+                    oracle.process(batch, best)
     rows = []
     for arm, evaluator, oracle in zip(arms, evaluators, oracles):
         result = evaluator.evaluate()["sparse_refine"]
@@ -95,6 +100,7 @@ def compare(
             "selected_fraction": fraction,
             "megapixels_refined": fraction * result["megapixels"],
         }
+        selected["precision"] = precision_of(arm.model)
         rows.append({**_accuracies(arm.name, result), "seconds": result["seconds"], **selected})
         if oracle is not None:
             best = oracle.evaluate()["sparse_refine"]
@@ -108,13 +114,21 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
+def precision_of(model: nn.Module) -> str:
+    """What a model computes in: the type of its weights, and the extractor's where it differs."""
+    names = {str(p.dtype)[len("torch.") :] for p in model.parameters() if p.is_floating_point()}
+    own = getattr(getattr(model, "extractor", None), "precision", "auto")
+    extractor = "" if own == "auto" or {own} == names else f", extractor {own}"
+    return f"{' and '.join(sorted(names))}{extractor}"
+
+
 def over_seeds(runs: list[list[dict]]) -> list[dict]:
     """Rows of `compare` of several seeds, the same arms in each -> one row an arm: means, and
     "miou_std" and "boundary_iou_std", sample standard deviations (two seeds or more)."""
     rows = []
     for row in zip(*runs):
-        mean = {"arm": row[0]["arm"], "seeds": len(row)}
-        for key in row[0].keys() - {"arm"}:
+        mean = {"arm": row[0]["arm"], "seeds": len(row), "precision": row[0]["precision"]}
+        for key in row[0].keys() - {"arm", "precision"}:
             values = [r[key] for r in row]
             mean[key] = None if None in values else statistics.fmean(values)
             if key in ("miou", "boundary_iou") and len(values) > 1:
@@ -162,13 +176,13 @@ def _accuracies(name: str, result: dict) -> dict:
     }
 
 
-def _with_truth(name: str, batch: list[dict], outputs: list[dict], dataset: str) -> list[dict]:
-    metadata = MetadataCatalog.get(dataset)
-    classes = len(metadata.stuff_classes)
-    results = []
+def _with_truth(
+    name: str, batch: list[dict], outputs: list[dict], evaluator: SparseRefineEvaluator
+) -> list[dict]:
+    classes, results = evaluator.num_classes, []
     for item, output in zip(batch, outputs):
         truth = read_labels(item["sem_seg_file_name"])
-        truth = remap_ignored(truth, classes, metadata.ignore_label)
+        truth = remap_ignored(truth, classes, evaluator.ignore_label)
         maps, selected = predictions_of(output, truth.shape)
         if selected is None:
             raise ValueError(f"arm {name!r} is a dense model: an oracle needs selected pixels")

@@ -1,79 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained dense network in place of the sparse UNet: nothing is left to train.
+"""A dense network in place of the sparse UNet, which starts from features that it has learned.
 
 The network runs at full resolution at the selected pixels alone. What it reads around them, of the
-image as of every feature map, is what the base computed there on the downsampled image: a rough
-copy, where a sparse network sees zeros. (Computing changed places of a feature map alone, and
-taking the others from maps that were computed before, is Li et al.'s, NeurIPS 2022, arXiv
-2211.02048; that the maps are a smaller image's is ours.)
+image as of every feature map, is what was computed there on the downsampled image: a rough copy,
+where a sparse network sees zeros. (Computing changed places of a feature map alone, and taking the
+others from maps that were computed before, is Li et al.'s, NeurIPS 2022, arXiv 2211.02048; that the
+maps are a smaller image's is ours.) It is used as it is, or trained to read such copies.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 
 import torch
 from detectron2.config import configurable
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..base import build_base, load_base_weights
-from ..sparse_inference import Recording, Resolutions, SiteTensor, Trace
+from ..base import build_dense
+from ..sites import View
+from ..sparse_inference import (
+    CompositeTensor,
+    PartialTensor,
+    Resolutions,
+    SiteTensor,
+    Trace,
+    Window,
+)
+from .context_features import BaseFeatures, OwnFeatures
 from .extractor import EXTRACTOR_REGISTRY, Extractor, Selection, autocast, check_precision
+
+TRAINED = ("none", "norms", "head", "all")
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_NODE = "MODEL.SPARSE_REFINE.EXTRACTOR"
 
 
 @EXTRACTOR_REGISTRY.register()
 class PretrainedExtractor(Extractor):
-    """Refined logits by a dense segmentation network of convolutions, as it is.
+    """Refined logits by a dense segmentation network of convolutions.
 
-    From a config the model is of the base's architecture, with the weights of EXTRACTOR.WEIGHTS,
-    or, where that is "", the base itself.
+    Its norms keep their statistics in training, which are the dense network's.
 
     Args:
-        model: what has Detectron2's `backbone` and `sem_seg_head`, of the base's architecture.
-            Frozen in place.
-        base: the base, whose feature maps of the small image `model` reads.
+        model: what has Detectron2's `backbone` and `sem_seg_head`. Changed in place: what is not
+            trained is frozen, and it stays in eval mode.
+        base: the base, whose feature maps of the small image `model` reads: one of the same
+            architecture, at no cost. None: `model` runs on the small image itself, and the base may
+            be anything.
         num_classes: K.
+        trained: what is trained of it: "none", "norms" (their factors and offsets), "head" (the
+            `sem_seg_head`), or "all".
         precision: "float32", "bfloat16", or "auto", as autocast says around the call.
 
     Raises:
-        ValueError: another kind of model; an unknown precision.
+        ValueError: another kind of model; an unknown precision or part.
     """
-
-    frozen = ("model.",)
 
     @configurable
     def __init__(
-        self, *, model: nn.Module, base: nn.Module, num_classes: int, precision: str = "auto"
+        self,
+        *,
+        model: nn.Module,
+        base: nn.Module | None,
+        num_classes: int,
+        trained: str = "none",
+        precision: str = "auto",
     ):
         super().__init__()
         if not (hasattr(model, "backbone") and hasattr(model, "sem_seg_head")):
             raise ValueError(
-                f"MODEL.SPARSE_REFINE.EXTRACTOR.NAME PretrainedExtractor needs a base with "
-                f"Detectron2's backbone and sem_seg_head; {type(model).__name__} has not both"
+                f"{_NODE}.NAME PretrainedExtractor needs a model with Detectron2's backbone and "
+                f"sem_seg_head; {type(model).__name__} has not both. A network of its own, beside "
+                f"any base: {_NODE}.MODEL"
             )
         check_precision(precision)
         self.model = model.requires_grad_(False).eval()
+        for parameter in _parameters(model, trained):
+            parameter.requires_grad_(True)
+        self.trained = trained != "none"
+        self.frozen = () if self.trained else ("model.",)
         self.precision = precision
         self.num_classes = num_classes
         own = model.backbone.size_divisibility
         self.divisor = own if own > 1 else 32  # the strides of nearly all networks divide it
-        self._listener = _Listener(base)
+        self._features = OwnFeatures(model) if base is None else BaseFeatures(base)
 
     @classmethod
     def from_config(cls, cfg, base: nn.Module) -> dict:
-        node, model = cfg.MODEL.SPARSE_REFINE.EXTRACTOR, base
-        if node.WEIGHTS:
-            own = cfg.clone()
-            own.defrost()
-            own.MODEL.SPARSE_REFINE.BASE.WEIGHTS = ""
-            model = build_base(own)
-            key = "MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS"
-            load_base_weights(model, node.WEIGHTS, "", cfg.MODEL.ALLOW_PICKLE, key)
+        node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+        if node.WEIGHTS or node.MODEL:
+            model = build_dense(cfg, node.MODEL, node.WEIGHTS, _NODE)
+        else:  # the base itself, or a copy of it that is trained
+            model = base if node.TRAINED == "none" else copy.deepcopy(base)
         return {
             "model": model,
-            "base": base,
+            "base": None if node.MODEL else base,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "trained": node.TRAINED,
             "precision": node.PRECISION,
         }
 
@@ -82,7 +104,6 @@ class PretrainedExtractor(Extractor):
         self.model.eval()
         return self
 
-    @torch.no_grad()
     def forward(self, selection: Selection) -> torch.Tensor:
         """Refined logits (P,K).
 
@@ -91,67 +112,75 @@ class PretrainedExtractor(Extractor):
             UnsupportedOperation: the network is not of convolutions alone, or not the base's.
         """
         sites, model = selection.sites, self.model
+        train = self.trained and self.training
         mean, std = model.pixel_mean.flatten(), model.pixel_std.flatten()
-        pixels = (selection.pixels() - mean) / std  # (P,3)
-        parts = zip(sites.split(pixels), sites.by_image(), sites.sizes, selection.contexts)
-        with autocast(self.precision, pixels.device.type):
+        with torch.set_grad_enabled(train), autocast(self.precision, sites.device.type):
+            pixels = (selection.pixels() - mean) / std  # (P,3)
+            parts = zip(
+                *(sites.split(pixels), sites.by_image(), selection.views, selection.contexts)
+            )
+            at_sites = self._composite if train else self._sparse
             logits = [
-                self._of_image(rgb, yx, size, self._listener.trace(context))
-                for rgb, yx, size, context in parts
+                at_sites(rgb, yx, view, self._features.trace(context))
+                for rgb, yx, view, context in parts
                 if len(yx)
             ]
-        return torch.cat([selection.coarse[:0], *logits])
+            # an empty selection still touches every trained parameter: DDP waits for all
+            nothing = [p.flatten()[:1].sum() for p in model.parameters() if p.requires_grad]
+            return torch.cat([selection.coarse[:0].float(), *logits]) + 0.0 * sum(
+                nothing if train else []
+            )
 
-    def _of_image(self, rgb, yx, size: tuple[int, int], trace: Trace) -> torch.Tensor:
-        padded = tuple(-(-n // self.divisor) * self.divisor for n in size)
-        scale = tuple(small / full for small, full in zip(trace.size, size))
-        resolutions = Resolutions(yx, size, padded, scale)
+    def _sparse(self, rgb, yx, view, trace: Trace) -> torch.Tensor:
+        """(P,K) at the sites of one image, computed there alone."""
+        padded = tuple(-(-n // self.divisor) * self.divisor for n in view.full)
+        yx = yx + yx.new_tensor([view.top, view.left])
+        resolutions = Resolutions(yx, view.full, padded, _scale(trace, view))
         image = SiteTensor(rgb, resolutions.at(1), resolutions, trace.from_start())
-        features = self.model.backbone(image)
-        scores = self.model.sem_seg_head(features)[0]
-        if scores.rows.shape[1] != self.num_classes or scores.cells.stride != 1:
+        return self._scores(image).values.float()
+
+    def _composite(self, rgb, yx, view, trace: Trace) -> torch.Tensor:
+        """The same with gradients, by whole maps of the view."""
+        place = (view.top, view.left, view.height, view.width)
+        window = Window(yx, place, view.full, self.divisor, _scale(trace, view))
+        image = CompositeTensor(window.image_of(rgb), 1, window, trace.from_start())
+        return window.at(self._scores(image).values).float()
+
+    def _scores(self, image: PartialTensor) -> PartialTensor:
+        """
+        Raises:
+            ValueError: another number of classes, or another stride than the image's.
+        """
+        scores = self.model.sem_seg_head(self.model.backbone(image))[0]
+        if scores.channels != self.num_classes or scores.stride != 1:
             raise ValueError(
                 f"PretrainedExtractor: {type(self.model.sem_seg_head).__name__} returns "
-                f"{scores.rows.shape[1]} classes at stride {scores.cells.stride}; "
+                f"{scores.channels} classes at stride {scores.stride}; "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES ({self.num_classes}) at stride 1 are needed"
             )
-        return scores.rows.float()
+        return scores
 
 
-class _Listener:
-    """Records the feature maps of the base whenever it runs, and keeps those of an image as long as
-    the tensor lives that the base was given.
+def _scale(trace: Trace, view: View) -> tuple[float, float]:
+    """The small image's size over the image's, (vertical, horizontal)."""
+    return tuple(small / full for small, full in zip(trace.size, view.full))
 
-    Args:
-        base: called with Detectron2's list of {"image": (3,h,w)}; gets two hooks for good.
+
+def _parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """Those of a part, one of TRAINED.
+
+    Raises:
+        ValueError: an unknown part, or one that the model does not have.
     """
-
-    def __init__(self, base: nn.Module):
-        self._base = base
-        self._traces = WeakTensorKeyDictionary()
-        self._recording: Recording | None = None
-        base.register_forward_pre_hook(self._before)
-        base.register_forward_hook(self._after, always_call=True)
-
-    def trace(self, context: torch.Tensor) -> Trace:
-        """Of the base on `context` (3,h,w); it runs if it has not (logits came from a cache)."""
-        if context not in self._traces:
-            height, width = context.shape[-2:]
-            self._base([{"image": context, "height": height, "width": width}])
-        return self._traces[context]
-
-    def _before(self, base: nn.Module, args: tuple) -> None:
-        self._stack = contextlib.ExitStack()
-        # in inference mode tensors do not tell that they were changed in place
-        self._stack.enter_context(torch.inference_mode(False))
-        self._stack.enter_context(torch.no_grad())
-        self._recording = self._stack.enter_context(Recording())
-
-    def _after(self, base: nn.Module, args: tuple, output) -> None:
-        self._stack.close()
-        recording, self._recording = self._recording, None
-        if output is None:  # it failed
-            return
-        for index, item in enumerate(args[0]):
-            image = item["image"]
-            self._traces[image] = recording.of_image(index, tuple(image.shape[-2:]))
+    if part not in TRAINED:
+        raise ValueError(f"{_NODE}.TRAINED is {part!r}: one of {TRAINED}")
+    modules = {
+        "none": [],
+        "norms": [module for module in model.modules() if isinstance(module, _NORMS)],
+        "head": [model.sem_seg_head],
+        "all": [model],
+    }[part]
+    found = [parameter for module in modules for parameter in module.parameters()]
+    if part != "none" and not found:
+        raise ValueError(f"{_NODE}.TRAINED is {part!r}: {type(model).__name__} has no such weights")
+    return found

@@ -157,7 +157,7 @@ class SparseUNetExtractor(Extractor):
         sites, coarse = selection.sites, selection.coarse
         rgb = (selection.pixels() - self.pixel_mean) / self.pixel_std  # (P,3)
         features = site_features(self.features, rgb, coarse, selection.position())  # (P,C)
-        features = features.to(self.classifier.weight.dtype)  # of a model made half or double
+        features = features.to(next(self.unet.parameters()).dtype)  # of a half or double model
         patches = Patches(sites, self.patch) if self.patch > 1 else None
         if patches is not None:
             features, sites = patches.gather(features), patches.sites  # (N,patch*patch*C)

@@ -125,15 +125,16 @@ def with_base_weights(cfg: CfgNode) -> CfgNode:
 
 
 def with_weights_found(cfg: CfgNode) -> CfgNode:
-    """The same of MODEL.WEIGHTS too, where they are no files from here: a yaml that stands on one
+    """The same of all keys of weights, where they are no files from here: a yaml that stands on one
     of the zoo's works in any folder, with a wheel as with a checkout.
 
     Raises:
         FileNotFoundError: as `with_base_weights`.
     """
-    given = {
-        _BASE_WEIGHTS: cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS,
-        "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS,
+    method = cfg.MODEL.SPARSE_REFINE
+    given = {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS} | {
+        f"MODEL.SPARSE_REFINE.{part}.WEIGHTS": method[part].WEIGHTS
+        for part in ("BASE", "EXTRACTOR", "TEACHER")
     }
     for key, path in given.items():
         if not Path(path).is_file():

@@ -13,19 +13,20 @@ import torch.nn.functional as F
 
 from ..sparse.cache import chunk_bytes
 from ..sparse.functional import sparse_conv
-from .site_tensor import SiteTensor, implements
+from .partial_tensor import PartialTensor, implements
+from .site_tensor import SiteTensor
 from .trace import UnsupportedOperation, is_pointwise
 
 
-@implements(F.conv2d)
+@implements(SiteTensor, F.conv2d)
 def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if is_pointwise(weight, bias, stride, padding, dilation, groups) and not any(x.pad):
-        return x.like(F.linear(x.rows, weight.flatten(1), bias))
-    stride, dilation, kernel = _pair(stride), _pair(dilation), tuple(weight.shape[-2:])
+        return x.like(F.linear(x.values, weight.flatten(1), bias))
+    stride, dilation, kernel = pair(stride), pair(dilation), tuple(weight.shape[-2:])
     if isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
         padding = [n // 2 for n in reach] if padding == "same" else (0, 0)
-    windows, source = _read(x, F.conv2d, kernel, stride, _pair(padding), dilation)
+    windows, source = _read(x, F.conv2d, kernel, stride, pair(padding), dilation)
     if groups == 1:
         rows = _dense(source, weight, bias, windows)
     elif groups == weight.shape[0] == source.shape[1]:
@@ -38,7 +39,7 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return x.like(rows, windows.cells)
 
 
-def _pair(value) -> tuple[int, int]:
+def pair(value) -> tuple[int, int]:
     """(vertical, horizontal) of what torch takes as one number or two."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -65,7 +66,7 @@ def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
             f"{tuple(padding)}: it makes {size[0]}x{size[1]} of {x.cells.size[0]}x"
             f"{x.cells.size[1]}; a map must keep its size but for the stride"
         )
-    around = x.around(function)
+    around = x.small(function)
     cells = x.resolutions.at(x.cells.stride * stride[0])
     first = (top + padding[0], left + padding[1])
     last = [d * (k - 1) for d, k in zip(dilation, kernel)]
@@ -83,7 +84,7 @@ def _read(x, function, kernel, stride, padding, dilation, outside: float = 0.0):
     reach = max(*first, *last)
     small = tuple(around.shape[-2:])
     windows = x.resolutions.windows(x.cells, cells, small, kind, reach, places)
-    return windows, windows.source(x.rows, around[0], outside)
+    return windows, windows.source(x.values, around[0], outside)
 
 
 def _dense(source, weight, bias, windows):
@@ -112,20 +113,20 @@ def _depthwise(source, weight, bias, table):
     return rows if bias is None else rows.add_(bias)
 
 
-@implements(F.max_pool2d, torch.max_pool2d)
+@implements(SiteTensor, F.max_pool2d, torch.max_pool2d)
 def _max_pool2d(
     x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
 ):
     if ceil_mode or return_indices or any(x.pad):
         raise UnsupportedOperation("max_pool2d with ceil_mode or return_indices, or after pad")
-    kernel, stride = _pair(kernel_size), _pair(stride or kernel_size)
-    padding, dilation = _pair(padding), _pair(dilation)
+    kernel, stride = pair(kernel_size), pair(stride or kernel_size)
+    padding, dilation = pair(padding), pair(dilation)
     windows, source = _read(x, F.max_pool2d, kernel, stride, padding, dilation, -torch.inf)
     values = (source.index_select(0, place) for place in windows.table.unbind(1))
     return x.like(functools.reduce(torch.maximum, values), windows.cells)
 
 
-@implements(F.interpolate)
+@implements(SiteTensor, F.interpolate)
 def _interpolate(
     x,
     size=None,
@@ -136,13 +137,8 @@ def _interpolate(
     antialias=False,
 ):
     """To a finer map, nearest or bilinear."""
-    factor = _factor(x, size, scale_factor)
-    if mode not in ("nearest", "bilinear") or align_corners or antialias:
-        raise UnsupportedOperation(
-            f"interpolate, mode {mode!r}, align_corners {align_corners}, antialias {antialias}: "
-            "nearest, or bilinear with align_corners False, are possible"
-        )
-    around, cells = x.around(F.interpolate), x.resolutions.at(x.cells.stride // factor)
+    factor = enlargement(x, size, scale_factor, mode, align_corners, antialias)
+    around, cells = x.small(F.interpolate), x.resolutions.at(x.cells.stride // factor)
     if cells.size != tuple(n * factor for n in x.cells.size):
         raise UnsupportedOperation(
             f"interpolate of a map {x.cells.size} by {factor}: the image's is {cells.size}"
@@ -158,7 +154,7 @@ def _interpolate(
 
     small = tuple(around.shape[-2:])
     windows = x.resolutions.windows(x.cells, cells, small, (mode, factor), 0, places)
-    source = windows.source(x.rows, around[0], 0.0)
+    source = windows.source(x.values, around[0], 0.0)
     values = [source.index_select(0, place) for place in windows.table.unbind(1)]  # T of (N,C)
     if mode == "nearest":
         return x.like(values[0], cells)
@@ -175,21 +171,26 @@ def _between(at: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]
     return before.long(), position - before
 
 
-def _factor(x: SiteTensor, size, scale_factor) -> int:
+def enlargement(x: PartialTensor, size, scale_factor, mode, align_corners, antialias) -> int:
     """How many times finer the output of an interpolation is, a side.
 
     Raises:
-        UnsupportedOperation: no whole number, or not one of the map's stride.
+        UnsupportedOperation: another mode, no whole number, or not one of the map's stride.
     """
+    if mode not in ("nearest", "bilinear") or align_corners or antialias:
+        raise UnsupportedOperation(
+            f"interpolate, mode {mode!r}, align_corners {align_corners}, antialias {antialias}: "
+            "nearest, or bilinear with align_corners False, are possible"
+        )
     if size is not None:
-        factors = [n / own for n, own in zip(_pair(size), x.cells.size)]
+        factors = [n / own for n, own in zip(pair(size), x.map_size)]
     else:
         several = isinstance(scale_factor, (tuple, list))
         factors = list(scale_factor) if several else [scale_factor] * 2
     factor = int(factors[0])
-    if any(x.pad) or set(factors) != {factor} or factor < 1 or x.cells.stride % factor:
+    if any(x.pad) or set(factors) != {factor} or factor < 1 or x.stride % factor:
         raise UnsupportedOperation(
-            f"interpolate of a map of stride {x.cells.stride} by {factors}: one whole number that "
+            f"interpolate of a map of stride {x.stride} by {factors}: one whole number that "
             "divides the stride is possible"
         )
     return factor

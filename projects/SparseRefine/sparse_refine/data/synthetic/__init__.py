@@ -18,7 +18,16 @@ import math
 import cv2
 import numpy as np
 
-from .drawing import CLASS_COLORS, CLASS_NAMES, CROP, SOIL, WEED, cast_shadow, draw_parts
+from .drawing import (
+    CLASS_COLORS,
+    CLASS_NAMES,
+    CROP,
+    SOIL,
+    WEED,
+    cast_shadow,
+    draw_parts,
+    enlarged,
+)
 from .ground import make_litter, make_soil
 from .light import expose, illuminate
 from .plants import make_plants
@@ -34,7 +43,8 @@ __all__ = [
     "generate_field",
 ]
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
+PLANT_SCALE = 2.5  # pixels of an image a pixel of species.py and plants.py
 
 
 def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +72,11 @@ def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.n
     canvas = cv2.merge([*make_soil(rng, height, width, light), np.zeros((height, width), np.uint8)])
     creases = np.zeros((height, width), np.uint8)  # 255 on plants, 0 off them and along creases
     draw_parts(canvas, creases, make_litter(rng, height, width))
-    for level, parts in enumerate(make_plants(rng, height, width)):
-        cast_shadow(canvas, parts, light * (3 + 4 * level), sigma=0.8 + 0.5 * level)
+    field = (math.ceil(height / PLANT_SCALE), math.ceil(width / PLANT_SCALE))
+    for level, parts in enumerate(make_plants(rng, *field)):
+        parts = [enlarged(part, PLANT_SCALE) for part in parts]
+        offset, sigma = light * (3 + 4 * level), 0.8 + 0.5 * level
+        cast_shadow(canvas, parts, PLANT_SCALE * offset, PLANT_SCALE * sigma)
         draw_parts(canvas, creases, parts)
 
     *planes, labels = cv2.split(canvas)

@@ -29,6 +29,14 @@ class Part(NamedTuple):
     creases: Sequence[np.ndarray] = ()
 
 
+def enlarged(part: Part, factor: float) -> Part:
+    """The same part seen from nearer by: all its lengths times `factor`."""
+    outline, *creases = (
+        np.rint(points * factor).astype(np.int32) for points in (part.outline, *part.creases)
+    )
+    return Part(outline, part.color, creases)
+
+
 def _fixed(points: np.ndarray) -> np.ndarray:
     return np.rint(np.multiply(points, 1 << SHIFT)).astype(np.int32)
 
