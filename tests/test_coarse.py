@@ -220,3 +220,14 @@ def test_a_softmax_in_any_precision_is_no_logits(dtype):
     coarse = CoarsePass(base=Softmax(), num_classes=11, scale=0.5)
     with pytest.raises(ValueError, match="SCORE_TYPE .*'probabilities'"):
         coarse([{"image": torch.zeros(3, 40, 60)}])
+
+
+def test_the_context_of_a_crop_that_was_turned():
+    """Cached logits know no flip: they and the image that they belong to are turned together."""
+    scores = torch.arange(18.0).view(3, 2, 3)
+    coarse = coarse_pass(Recorder(scores))
+    context = torch.rand(3, 2, 3)
+    item = {"image": torch.zeros(3, 4, 6), "context": context, "context_flip": True}
+    (output,) = coarse([item])
+    assert torch.equal(output.context, context.flip(-1))
+    assert torch.equal(output.logits, scores.flip(-1))

@@ -85,13 +85,13 @@ def test_default_sets(tmp_path, monkeypatch):
     datasets.register_builtin(tmp_path)
     train = DatasetCatalog.get("synthetic_field_train")
     seeds = {seed for _, _, seed in made}
-    assert len(train) == len(seeds) == 32
+    assert len(train) == len(seeds) == 20
     val = DatasetCatalog.get("synthetic_field_val")
-    assert len(val) == 8 and len(made) == 40
-    assert not seeds & {seed for _, _, seed in made[32:]}
-    assert {(h, w) for h, w, _ in made} == {(1536, 2048)}
+    assert len(val) == 4 and len(made) == 24
+    assert not seeds & {seed for _, _, seed in made[20:]}
+    assert {(h, w) for h, w, _ in made} == {(3072, 4096)}
     assert Path(val[0]["file_name"]).parent == (
-        tmp_path / "synthetic_field" / synthetic.GENERATOR_VERSION / "1536x2048" / "val"
+        tmp_path / "synthetic_field" / synthetic.GENERATOR_VERSION / "3072x4096" / "val"
     )
 
 

@@ -2,14 +2,22 @@
 """A dense network that is trained at the selected pixels: its two forms, what of it is trained, and
 a network of its own beside any base."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from sparse_refine.base import Teacher
 from sparse_refine.config import load_config
+from sparse_refine.extractors import PretrainedExtractor
+from sparse_refine.inference.loading import load_model
 from sparse_refine.modeling.building import build_model
 from sparse_refine.resampling import downsample
+from sparse_refine.sites import Sites
+from sparse_refine.storage.weights import save_weights
 from sparse_refine.training.trainer import Trainer
 
 PROJECT = Path(__file__).parents[2] / "projects" / "SparseRefine"
@@ -169,10 +177,44 @@ def test_a_checkpoint_holds_it(tmp_path):
             parameter.add_(0.1)
     torch.save({"model": model.state_dict()}, tmp_path / "refiner.pth")
     cfg = config("MODEL.WEIGHTS", str(tmp_path / "refiner.pth"), f"{NODE}EXTRACTOR.WEIGHTS", "")
-    from sparse_refine.inference.loading import load_model
-
     loaded = load_model(cfg).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_without_weights_is_not_evaluated(make_cfg, tmp_path):
+    """The base has its own; the network of EXTRACTOR.MODEL has none."""
+    base = build_model(make_cfg()).coarse.base
+    save_weights(base.state_dict(), str(tmp_path / "base.safetensors"))
+    options = [f"{NODE}BASE.WEIGHTS", str(tmp_path / "base.safetensors")]
+    options += [f"{NODE}EXTRACTOR.NAME", "PretrainedExtractor", f"{NODE}EXTRACTOR.MODEL", OWN]
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is ''"):
+        load_model(make_cfg(*options, f"{NODE}ENSEMBLER.NAME", "RefinedEnsembler"))
+
+
+def test_the_base_itself_is_not_trained():
+    model = build()
+    base = model.coarse.base
+    with pytest.raises(ValueError, match="the base is frozen: train a copy"):
+        PretrainedExtractor(model=base, base=base, num_classes=3, trained="all")
+
+
+def test_saved_and_copied_whole():
+    """Feature maps that are kept are no part of it, and hooks are the copy's own."""
+    model = build().eval()
+    inputs = [{"image": item(64, 96)["image"]}]
+    with torch.inference_mode():
+        expected = model(inputs)[0]["labels"]
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert torch.equal(other(inputs)[0]["labels"], expected)
+
+
+def test_maps_are_not_kept_in_training():
+    """A data loader may keep an image's context for good."""
+    model = build().train()
+    inputs = item(64, 96, (0, 0, 32, 32))
+    for _ in range(2):
+        sum(model([inputs]).values()).backward()
+        assert len(model.extractor._features._traces) == 0
 
 
 class TestTeacher:
@@ -202,7 +244,27 @@ class TestTeacher:
         with pytest.raises(FileNotFoundError, match="nowhere.pth"):
             model.train()([item(64, 96)])
 
+    def test_its_scores_are_read_as_the_bases_are(self):
+        """A model of the base's architecture returns what the base does."""
+        dense = build().extractor.model.requires_grad_(False)
+
+        class Probabilities(nn.Module):
+            def forward(self, inputs):
+                return [{"sem_seg": out["sem_seg"].softmax(0)} for out in dense(inputs)]
+
+        cfg = config(*self.OPTIONS, f"{NODE}BASE.SCORE_TYPE", "probabilities")
+        teacher = Teacher.from_config(cfg)
+        teacher.build = Probabilities
+        image = item(64, 96)["image"]
+        sites = Sites.of_masks([torch.ones(64, 96, dtype=torch.bool)])
+        size = {"height": 64, "width": 96}
+        expected = dense([{"image": image, **size}])[0]["sem_seg"].softmax(0).flatten(1).t()
+        torch.testing.assert_close(teacher([image], sites).softmax(1), expected)
+
     def test_nothing_that_is_named_does_nothing(self):
+        own = config(*self.OPTIONS[2:], f"{NODE}TEACHER.MODEL", {"FPN": {"OUT_CHANNELS": 32}})
+        with pytest.raises(ValueError, match="TEACHER.MODEL is set, and .*WEIGHTS is ''"):
+            build_model(own)
         with pytest.raises(ValueError, match="TEACHER.WEIGHTS is .*DISTILLATION_WEIGHT is 0"):
             build(*self.OPTIONS[:2])
 

@@ -22,7 +22,7 @@ SMALL, SMALL_PADDED = (22, 31), (24, 32)
 VIEWS = {"whole": (0, 0, 45, 62), "crop": (5, 9, 30, 41), "corner": (17, 30, 28, 32)}
 
 
-def case(network, view, share, dtype=torch.float32):
+def case(network, view, share, dtype=torch.float32, deepest=None):
     """Values (P,4) of some pixels of a view, their window, their cells in the whole image, and the
     trace of the network on a small image."""
     generator = torch.Generator().manual_seed(5)
@@ -35,8 +35,9 @@ def case(network, view, share, dtype=torch.float32):
     with torch.no_grad(), Recording() as recording:
         network(small)
     scale = tuple(a / b for a, b in zip(SMALL, IMAGE))
-    window = Window(sites, view, IMAGE, DIVISOR, scale)
-    resolutions = Resolutions(sites + torch.tensor([top, left]), IMAGE, (48, 64), scale)
+    window = Window(sites, view, IMAGE, DIVISOR, scale, deepest)
+    yx = sites + torch.tensor([top, left])
+    resolutions = Resolutions(yx, IMAGE, (48, 64), scale, deepest)
     return rows, window, resolutions, recording.of_image(0, SMALL)
 
 
@@ -62,6 +63,23 @@ def test_equals_the_form_at_inference(name, view, share):
     assert training.stride == inference.stride and training.channels == inference.channels
     values = at_cells(training, window, inference.cells)
     torch.testing.assert_close(values, inference.values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("deepest", [1, 2])
+@pytest.mark.parametrize("name", ["nearest", "bilinear"])
+def test_deep_maps_are_the_small_images(name, deepest):
+    """Of strides beyond the deepest no cell is computed, in either form."""
+    network = network_of(name)
+    rows, window, resolutions, trace = case(network, VIEWS["crop"], 0.4, deepest=deepest)
+    assert not window.mask(4).any() and len(resolutions.at(4)) == 0
+    assert window.mask(2).any() == (deepest == 2) and window.mask(1).any()
+    with torch.no_grad():
+        inference = network(SiteTensor(rows, resolutions.at(1), resolutions, trace.from_start()))
+    training = composite(network, rows, window, trace)
+    values = at_cells(training, window, inference.cells)
+    torch.testing.assert_close(values, inference.values, rtol=1e-4, atol=1e-5)
+    rows, window, resolutions, trace = case(network, VIEWS["crop"], 0.4)
+    assert (composite(network, rows, window, trace).values - training.values).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", NETWORKS)

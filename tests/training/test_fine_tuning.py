@@ -252,6 +252,9 @@ def test_a_refiner_does_not_replace_its_base(run, tmp_path):
             run("base", METHOD + "BASE.WEIGHTS", weights)
         with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is .*over it.*another OUTPUT_DIR"):
             run("base", "MODEL.META_ARCHITECTURE", "TinyBase", "MODEL.WEIGHTS", weights)
+    for node in ("EXTRACTOR", "TEACHER"):
+        with pytest.raises(ValueError, match=rf"{node}\.WEIGHTS is .*over it.*another OUTPUT_DIR"):
+            run("base", METHOD + f"{node}.WEIGHTS", str(file))
     assert {path: path.read_bytes() for path in before} == before
     run("refined", METHOD + "BASE.WEIGHTS", str(file), "SOLVER.MAX_ITER", 1)
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base, dense network and refiner trained from one config by one command."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from detectron2.config import CfgNode
 
+from sparse_refine.config import load_config
+from sparse_refine.inference.loading import load_model
 from sparse_refine.training.stages import stages_of
 from sparse_refine.training.trainer import Trainer
 
@@ -22,7 +25,7 @@ OWN = {
     },
 }
 BASE = {"SOLVER": {"MAX_ITER": 3, "BASE_LR": 0.01}, "INPUT": {"RESIZE_RANGE": [1.0, 1.0]}}
-NETWORK = {"SOLVER": {"MAX_ITER": 2}, "MODEL": {"CHANNELS_LAST": True}}
+NETWORK = {"SOLVER": {"MAX_ITER": 2}}
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_each_has_its_keys(cfg):
     assert base.cfg.SOLVER.MAX_ITER == 3 and base.cfg.SOLVER.IMS_PER_BATCH == 2
     assert network.cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     assert network.cfg.INPUT.SCALE == 1 and network.cfg.MODEL.WEIGHTS == ""
-    assert network.cfg.MODEL.FPN.OUT_CHANNELS == 8 and network.cfg.MODEL.CHANNELS_LAST
+    assert network.cfg.MODEL.FPN.OUT_CHANNELS == 8 and network.cfg.SOLVER.MAX_ITER == 2
     assert [Path(stage.cfg.OUTPUT_DIR).name for stage in (base, network)] == ["base", "extractor"]
 
 
@@ -78,32 +81,47 @@ def test_what_has_weights_is_not_trained(cfg):
 
 
 @pytest.mark.parametrize(
-    "node, keys, message",
+    "options, message",
     [
-        ("BASE", {"SOLVER": {"MAX_ITERS": 3}}, "BASE.TRAINING: .*MAX_ITERS"),
-        ("EXTRACTOR", {"INPUT": {"SCALE": "half"}}, "EXTRACTOR.TRAINING: "),
+        (["BASE.TRAINING", {"SOLVER": {"MAX_ITERS": 3}}], "BASE.TRAINING: .*MAX_ITERS"),
+        (["EXTRACTOR.TRAINING", {"INPUT": {"CACHE_IMAGES": "all"}}], "EXTRACTOR.TRAINING: "),
+        (["BASE.TRAINING", {"INPUT": {"SCALE": 1.0}}], "BASE.TRAINING holds INPUT.SCALE"),
+        (["BASE.TRAINING", {"MODEL": {"ALLOW_PICKLE": True}}], "BASE.TRAINING holds MODEL"),
+        (["EXTRACTOR.MODEL", {"ALLOW_PICKLE": True}], "EXTRACTOR.MODEL holds ALLOW_PICKLE"),
+        (["SELECTOR.NAME", "NoSelector"], "SELECTOR.NAME is 'NoSelector'"),
+        (["TEACHER.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["EXTRACTOR.TRAINED", "none"], "nothing to train"),
+        (["COARSE_CACHE", "cache"], "COARSE_CACHE is set"),
+        (
+            ["EXTRACTOR.NAME", "SparseUNetExtractor", "LOSS.DISTILLATION_WEIGHT", 0.0],
+            "nothing reads such a network",
+        ),
     ],
 )
-def test_wrong_keys_are_said_before_any_training(cfg, node, keys, message):
-    cfg.merge_from_list([f"{METHOD}{node}.TRAINING", keys])
-    with pytest.raises((KeyError, ValueError), match=message):
+def test_what_is_wrong_is_said_before_any_training(cfg, options, message, tmp_path):
+    pairs = [f"{METHOD}{key}" if n % 2 == 0 else key for n, key in enumerate(options)]
+    cfg.merge_from_list([str(tmp_path / part) if part == "cache" else part for part in pairs])
+    with pytest.raises((KeyError, ValueError, OSError), match=message):
         start(cfg)
     assert not list(Path(cfg.OUTPUT_DIR).rglob("*.pth"))
 
 
-def test_a_wrong_refiner_is_said_before_any_training(cfg):
-    cfg.MODEL.SPARSE_REFINE.SELECTOR.NAME = "NoSelector"
-    with pytest.raises(ValueError, match="SELECTOR.NAME is 'NoSelector'"):
+def test_a_stage_does_not_write_over_what_is_read(cfg):
+    file = Path(cfg.OUTPUT_DIR, "extractor", "model_final.pth")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"the teacher")
+    cfg.MODEL.SPARSE_REFINE.TEACHER.WEIGHTS = str(file)
+    with pytest.raises(ValueError, match="TEACHER.WEIGHTS is .*over it"):
         start(cfg)
-    assert not list(Path(cfg.OUTPUT_DIR).rglob("*.pth"))
+    assert file.read_bytes() == b"the teacher"
 
 
 def test_one_command_trains_all_and_resumes_in_any_of_them(cfg, monkeypatch, tmp_path):
     start(cfg)
     run = Path(cfg.OUTPUT_DIR)
+    # the checkpoint holds all: its config names no file that may go
     kept = yaml.safe_load((run / "config.yaml").read_text())["MODEL"]["SPARSE_REFINE"]
-    for node in ("BASE", "EXTRACTOR"):
-        assert kept[node]["WEIGHTS"] == str(run / node.lower() / "model_final.pth")
+    assert kept["BASE"]["WEIGHTS"] == kept["EXTRACTOR"]["WEIGHTS"] == ""
     refiner, base = final(run), final(run / "base")
     assert_same({n: refiner[f"coarse.base.{n}"] for n in base}, base)
     network = final(run / "extractor")
@@ -127,3 +145,11 @@ def test_one_command_trains_all_and_resumes_in_any_of_them(cfg, monkeypatch, tmp
     done += [""] * 10
     start(cfg, "--resume")
     assert_same(final(tmp_path / "broken"), refiner)
+
+    shutil.rmtree(tmp_path / "broken" / "base")
+    cfg.MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT = 0.0
+    cfg.SOLVER.MAX_ITER = 3
+    before = len(done)
+    start(cfg, "--resume")  # of the refiner, which has the base's weights
+    assert done[before:] == [cfg.OUTPUT_DIR]
+    load_model(load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", f"{run}/model_final.pth"]))

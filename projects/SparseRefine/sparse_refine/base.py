@@ -7,7 +7,7 @@ Shapes: K classes, (H, W) an image, P sites of a batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -53,19 +53,19 @@ def _build(cfg: CfgNode, name: str, key: str) -> nn.Module:
     return build_architecture(own, name, key)
 
 
-def build_dense(cfg: CfgNode, overrides: CfgNode, weights: str, node: str) -> nn.Module:
+def build_dense(cfg: CfgNode, overrides: CfgNode, weights: str, keys: tuple[str, str]) -> nn.Module:
     """A dense model beside the base: of the base's architecture, or of what `overrides` say.
 
     Args:
         overrides: keys of MODEL that differ from the base's, see `dense_config`.
         weights: its checkpoint; "" leaves it as it was built.
-        node: the config node that holds both as MODEL and WEIGHTS, for messages.
+        keys: where both stand, for messages.
     """
-    own = dense_config(cfg, overrides, f"{node}.MODEL")
-    model = _build(own, own.MODEL.META_ARCHITECTURE, f"{node}.MODEL.META_ARCHITECTURE")
+    own = dense_config(cfg, overrides, keys[0])
+    model = _build(own, own.MODEL.META_ARCHITECTURE, f"{keys[0]}.META_ARCHITECTURE")
     if weights:
-        load_base_weights(model, weights, "", cfg.MODEL.ALLOW_PICKLE, f"{node}.WEIGHTS")
-    return model
+        load_base_weights(model, weights, "", cfg.MODEL.ALLOW_PICKLE, keys[1])
+    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
 def dense_config(cfg: CfgNode, overrides: CfgNode, key: str) -> CfgNode:
@@ -73,8 +73,12 @@ def dense_config(cfg: CfgNode, overrides: CfgNode, key: str) -> CfgNode:
     values of keys under MODEL. `key` names them in messages.
 
     Raises:
-        KeyError, ValueError: a key that MODEL does not have, or a value of another type.
+        KeyError, ValueError: a key that MODEL does not have, one that is the config's alone, or a
+            value of another type.
     """
+    for name in ("WEIGHTS", "DEVICE", "ALLOW_PICKLE", "SPARSE_REFINE"):
+        if name in overrides:
+            raise ValueError(f"{key} holds {name}, which is not the network's: leave it out")
     own = cfg.clone()
     own.defrost()
     own.MODEL.META_ARCHITECTURE = cfg.MODEL.SPARSE_REFINE.BASE.META_ARCHITECTURE
@@ -92,51 +96,71 @@ class Teacher:
     No module: its weights are in no checkpoint, and a model that is only used never builds it.
 
     Args:
-        build: makes it, at the first call.
+        cfg: of the refiner.
+        node: of cfg, whose MODEL and WEIGHTS are the teacher's. keys: where they stand.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]):
-        self._build = build
-        self._model: nn.Module | None = None
+    def __init__(self, cfg: CfgNode, node: CfgNode, keys: tuple[str, str]):
+        self._cfg, self._node, self._keys = cfg, node, keys
+        self._model: nn.Module | None = None  # built at the first call
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Teacher | None:
-        """Of TEACHER; None where LOSS.DISTILLATION_WEIGHT is 0.
+        """Of TEACHER, or of EXTRACTOR where TEACHER.WEIGHTS is ""; None where
+        LOSS.DISTILLATION_WEIGHT is 0.
 
         Raises:
-            ValueError: a teacher that nothing is learned from.
+            ValueError: a teacher that nothing is learned from, or one without weights.
         """
         method = cfg.MODEL.SPARSE_REFINE
-        key, node = "MODEL.SPARSE_REFINE.TEACHER", method.TEACHER
+        node, name = method.TEACHER, "MODEL.SPARSE_REFINE.TEACHER"
         if method.LOSS.DISTILLATION_WEIGHT == 0:
             if node.WEIGHTS:
                 raise ValueError(
-                    f"{key}.WEIGHTS is {node.WEIGHTS!r}, and nothing is learned from it: "
+                    f"{name}.WEIGHTS is {node.WEIGHTS!r}, and nothing is learned from it: "
                     "MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT is 0"
                 )
             return None
         if not node.WEIGHTS:
-            key, node = "MODEL.SPARSE_REFINE.EXTRACTOR", method.EXTRACTOR
+            if node.MODEL:
+                raise ValueError(f"{name}.MODEL is set, and {name}.WEIGHTS is ''")
+            node, name = method.EXTRACTOR, "MODEL.SPARSE_REFINE.EXTRACTOR"
+        return cls(cfg, node, (f"{name}.MODEL", f"{name}.WEIGHTS"))
 
-        def build() -> nn.Module:
-            if not node.WEIGHTS:
-                raise ValueError(
-                    "MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT is above 0, and both TEACHER."
-                    "WEIGHTS and EXTRACTOR.WEIGHTS are '': name the checkpoint of the teacher"
-                )
-            return build_dense(cfg, node.MODEL, node.WEIGHTS, key)
-
-        return cls(build)
+    def build(self) -> nn.Module:
+        """
+        Raises:
+            FileNotFoundError, ValueError: no weights, or what is wrong with them.
+        """
+        if not self._node.WEIGHTS:
+            raise ValueError(
+                "MODEL.SPARSE_REFINE.LOSS.DISTILLATION_WEIGHT is above 0, and both TEACHER.WEIGHTS "
+                "and EXTRACTOR.WEIGHTS are '': name the checkpoint of the teacher, or set it to 0"
+            )
+        model = build_dense(self._cfg, self._node.MODEL, self._node.WEIGHTS, self._keys)
+        return model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, images: Sequence[torch.Tensor], sites: Sites) -> torch.Tensor:
-        """Logits (P,K) at the sites of images (3,H,W)."""
+        """Logits (P,K) at the sites of images (3,H,W).
+
+        Raises:
+            ValueError: another number of classes than the refiner's.
+        """
         if self._model is None:
-            self._model = self._build().requires_grad_(False).eval()
+            self._model = self.build()
         model = self._model.to(images[0].device)
-        score_type = score_type_of(model)
+        given = None if self._node.MODEL else self._cfg.MODEL.SPARSE_REFINE.BASE.SCORE_TYPE
+        score_type = score_type_of(model, given)
         answers = model([{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images])
-        return sites.read([to_logits(each["sem_seg"], score_type).float() for each in answers])
+        maps = [to_logits(each["sem_seg"].float(), score_type) for each in answers]
+        classes = self._cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if maps[0].shape[0] != classes:
+            raise ValueError(
+                f"{self._keys[1]}: the teacher predicts {maps[0].shape[0]} classes, and "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}"
+            )
+        return sites.read(maps)
 
 
 def base_has_weights(cfg: CfgNode) -> bool:

@@ -171,12 +171,12 @@ class CoarsePass(nn.Module):
 
     def _read(self, output: CoarseOutput, item: dict) -> CoarseOutput:
         """What the cache's logits do not depend on: temperature, and the flip of a crop."""
-        logits = output.logits
+        logits, context = output.logits, output.context
         if self.temperature != 1:
             logits = logits / self.temperature
         if item.get("context_flip", False):  # cached logits know no augmentation
-            logits = logits.flip(-1)
-        return replace(output, logits=logits)
+            logits, context = logits.flip(-1), context.flip(-1)
+        return replace(output, logits=logits, context=context)
 
     def _logits(self, output: dict) -> torch.Tensor:
         if "sem_seg" not in output:

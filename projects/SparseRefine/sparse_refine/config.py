@@ -127,6 +127,10 @@ def add_method_config(cfg: CN) -> None:
     # PretrainedExtractor: what is trained of it at the selected pixels: "none", "norms" (their
     # factors and offsets), "head" (the sem_seg_head), or "all". Statistics of norms stay.
     node.EXTRACTOR.TRAINED = "none"
+    # PretrainedExtractor: feature maps of a larger stride than this in pixels are the small image's
+    # everywhere: at 8 or 4 it costs less and recognises by the small image's features; 0 computes
+    # all of them at the selected pixels. Train it with the value.
+    node.EXTRACTOR.DEEPEST_STRIDE = 0
     # What it reads at a pixel, any of: "rgb" (3, normalised by the PIXEL_MEAN and PIXEL_STD below),
     # "probabilities" (K, coarse), "entropy" (1, coarse, over ln K), "position" (2, -1..1).
     node.EXTRACTOR.FEATURES = ["rgb"]
@@ -175,7 +179,7 @@ def add_method_config(cfg: CN) -> None:
     # A dense model that sees the full-resolution crop in training, and what the refiner learns from
     # it (Hinton et al. 2015, arXiv 1503.02531). It is in no checkpoint.
     node.TEACHER = CN()
-    node.TEACHER.WEIGHTS = ""  # its checkpoint; "" for what EXTRACTOR starts from
+    node.TEACHER.WEIGHTS = ""  # its checkpoint; "" takes EXTRACTOR's WEIGHTS and MODEL
     node.TEACHER.MODEL = CN(new_allowed=True)  # as EXTRACTOR.MODEL, for a checkpoint of its own
 
 

@@ -67,6 +67,8 @@ class SparseRefine(nn.Module):
         super().__init__()
         if output not in ("logits", "labels"):
             raise ValueError(f"MODEL.SPARSE_REFINE.OUTPUT is {output!r}: one of 'logits', 'labels'")
+        if loss_weights.distillation > 0 and teacher is None:
+            raise ValueError("loss_weights.distillation is above 0, and there is no teacher")
         self.coarse = coarse
         self.selector = selector
         self.extractor = extractor

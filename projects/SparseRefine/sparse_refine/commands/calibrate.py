@@ -60,6 +60,7 @@ from .arguments import (
 from .calibrate_arguments import argument_parser, check, outputs
 from .memory import keep_freed_memory
 
+_DENSE_KEYS = ("MODEL.SPARSE_REFINE.EXTRACTOR.MODEL", "--dense")
 NOTHING_TO_CALIBRATE = "only SparseRefine has something to calibrate"
 
 
@@ -129,7 +130,7 @@ def print_ceilings(args, cfg: CfgNode, model, images: Images, kind: Kind) -> Non
     dense = None
     if args.dense:
         own = cfg.MODEL.SPARSE_REFINE.EXTRACTOR.MODEL
-        dense = build_dense(cfg, own, str(args.dense), "--dense").to(model.device).eval()
+        dense = build_dense(cfg, own, str(args.dense), _DENSE_KEYS).to(model.device).eval()
     ceilings = ceiling.measure(
         model,
         images.source("ceilings"),

@@ -34,7 +34,7 @@ from ..inference.loading import load_model
 from ..storage.files import check_not_an_input
 from ..training import Trainer
 from ..training.checks import check_inputs_are_kept
-from ..training.stages import train_stages
+from ..training.stages import check_stages, stages_of, train_stages
 from .arguments import WRONG_ARGUMENT, add_trust_code, config_files, errors_in_a_line
 from .memory import keep_freed_memory
 
@@ -83,10 +83,19 @@ def prepared(args: argparse.Namespace, trainer_class: type[Trainer]) -> Callable
         if trainer_class.is_own("test"):
             trainer_class.check_evaluation(cfg)
         return functools.partial(run_evaluation, cfg, load_model(cfg), args.resume, trainer_class)
-    cfg = train_stages(cfg, trainer_class, args.resume)
+    if stages_of(cfg):
+        check_stages(cfg, trainer_class)
+        return functools.partial(run_stages, cfg, args.resume, trainer_class)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train
+
+
+def run_stages(cfg: CfgNode, resume: bool, trainer_class: type[Trainer]):
+    """What the refiner stands on, then the refiner."""
+    trainer = trainer_class(train_stages(cfg, trainer_class, resume))
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
 
 
 def run_evaluation(

@@ -17,7 +17,7 @@ from .folders import PathLike
 from .registration import register_dataset
 
 # First seed and number of images; the seeds of two splits never meet.
-SYNTHETIC_SPLITS = {"train": (0, 32), "val": (1_000_000, 8)}
+SYNTHETIC_SPLITS = {"train": (0, 20), "val": (1_000_000, 4)}
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ def register_synthetic_field(
     name: str,
     split: str,
     count: int | None = None,
-    height: int = 1536,
-    width: int = 2048,
+    height: int = 3072,
+    width: int = 4096,
     root: PathLike | None = None,
 ) -> None:
     """Register `count` images of the synthetic field (synthetic/), made when first asked for.
@@ -38,7 +38,7 @@ def register_synthetic_field(
 
     Args:
         split: "train" or "val", whose seeds are disjoint.
-        count: number of images; the split's own (32 and 8) by default.
+        count: number of images; the split's own (20 and 4) by default.
         root: by default `synthetic_field` in $SPARSE_REFINE_CACHE, or else in `sparse_refine` in
             $XDG_CACHE_HOME or ~/.cache.
 

@@ -15,6 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..sparse_inference import Recording, Trace
 
 
+def _precision(context: torch.Tensor):
+    """In training without its mixed precision, as the coarse pass has it."""
+    if torch.is_grad_enabled():
+        return torch.autocast(context.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 class OwnFeatures:
     """Of a network that is not the base: it runs on the small image itself.
 
@@ -29,8 +36,9 @@ class OwnFeatures:
         """Of the small image (3,h,w)."""
         height, width = context.shape[-2:]
         # in inference mode tensors do not tell that they were changed in place
-        with torch.inference_mode(False), torch.no_grad(), Recording() as recording:
-            self._model([{"image": context.float(), "height": height, "width": width}])
+        with _precision(context), torch.inference_mode(False), torch.no_grad():
+            with Recording() as recording:
+                self._model([{"image": context.float(), "height": height, "width": width}])
         return recording.of_image(0, (height, width))
 
 
@@ -52,8 +60,17 @@ class BaseFeatures:
         """Of the base on `context` (3,h,w); it runs if it has not (logits came from a cache)."""
         if context not in self._traces:
             height, width = context.shape[-2:]
-            self._base([{"image": context, "height": height, "width": width}])
+            with _precision(context):
+                self._base([{"image": context, "height": height, "width": width}])
+        if torch.is_grad_enabled():  # in training once; a data loader may keep the tensor for good
+            return self._traces.pop(context)
         return self._traces[context]
+
+    def __getstate__(self) -> dict:
+        return {"_base": self._base}
+
+    def __setstate__(self, state: dict) -> None:
+        self._base, self._traces, self._recording = state["_base"], WeakTensorKeyDictionary(), None
 
     def _before(self, base: nn.Module, args: tuple) -> None:
         self._stack = contextlib.ExitStack()

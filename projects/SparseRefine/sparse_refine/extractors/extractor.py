@@ -66,6 +66,7 @@ class Extractor(nn.Module, ABC):
     their values when it has been built, as the base's have; a checkpoint need not hold them.
     """
 
+    has_network = False  # the dense one of EXTRACTOR.MODEL, WEIGHTS and TRAINING
     frozen: tuple[str, ...] = ()
 
     @abstractmethod

@@ -49,11 +49,17 @@ class PretrainedExtractor(Extractor):
         num_classes: K.
         trained: what is trained of it: "none", "norms" (their factors and offsets), "head" (the
             `sem_seg_head`), or "all".
+        pretrained: whether `model` has its weights, so that a checkpoint of a refiner that does not
+            train it need not hold them.
+        deepest_stride: in pixels; maps of larger strides are the small image's everywhere, and none
+            of their cells is computed. 0: all maps are computed at the selected pixels.
         precision: "float32", "bfloat16", or "auto", as autocast says around the call.
 
     Raises:
-        ValueError: another kind of model; an unknown precision or part.
+        ValueError: another kind of model; an unknown precision or part; a stride below 0.
     """
+
+    has_network = True
 
     @configurable
     def __init__(
@@ -63,9 +69,13 @@ class PretrainedExtractor(Extractor):
         base: nn.Module | None,
         num_classes: int,
         trained: str = "none",
+        pretrained: bool = True,
+        deepest_stride: int = 0,
         precision: str = "auto",
     ):
         super().__init__()
+        if model is base and trained != "none":
+            raise ValueError("the base is frozen: train a copy of it, copy.deepcopy(base)")
         if not (hasattr(model, "backbone") and hasattr(model, "sem_seg_head")):
             raise ValueError(
                 f"{_NODE}.NAME PretrainedExtractor needs a model with Detectron2's backbone and "
@@ -77,7 +87,10 @@ class PretrainedExtractor(Extractor):
         for parameter in _parameters(model, trained):
             parameter.requires_grad_(True)
         self.trained = trained != "none"
-        self.frozen = () if self.trained else ("model.",)
+        self.frozen = ("model.",) if pretrained and not self.trained else ()
+        if deepest_stride < 0:
+            raise ValueError(f"{_NODE}.DEEPEST_STRIDE is {deepest_stride}: pixels, or 0 for all")
+        self.deepest = deepest_stride or None
         self.precision = precision
         self.num_classes = num_classes
         own = model.backbone.size_divisibility
@@ -87,15 +100,23 @@ class PretrainedExtractor(Extractor):
     @classmethod
     def from_config(cls, cfg, base: nn.Module) -> dict:
         node = cfg.MODEL.SPARSE_REFINE.EXTRACTOR
+        if node.TRAINED != "none" and cfg.MODEL.SPARSE_REFINE.COARSE_CACHE:
+            raise ValueError(
+                f"{_NODE}.TRAINED is {node.TRAINED!r} and MODEL.SPARSE_REFINE.COARSE_CACHE is set: "
+                "the cache keeps logits, and the network reads feature maps: set it to ''"
+            )
         if node.WEIGHTS or node.MODEL:
-            model = build_dense(cfg, node.MODEL, node.WEIGHTS, _NODE)
+            keys = (f"{_NODE}.MODEL", f"{_NODE}.WEIGHTS")
+            model = build_dense(cfg, node.MODEL, node.WEIGHTS, keys)
         else:  # the base itself, or a copy of it that is trained
-            model = base if node.TRAINED == "none" else copy.deepcopy(base)
+            model = base if node.TRAINED == "none" else copy.deepcopy(base).float()
         return {
             "model": model,
             "base": None if node.MODEL else base,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "trained": node.TRAINED,
+            "pretrained": bool(node.WEIGHTS or not node.MODEL),
+            "deepest_stride": node.DEEPEST_STRIDE,
             "precision": node.PRECISION,
         }
 
@@ -135,14 +156,15 @@ class PretrainedExtractor(Extractor):
         """(P,K) at the sites of one image, computed there alone."""
         padded = tuple(-(-n // self.divisor) * self.divisor for n in view.full)
         yx = yx + yx.new_tensor([view.top, view.left])
-        resolutions = Resolutions(yx, view.full, padded, _scale(trace, view))
+        resolutions = Resolutions(yx, view.full, padded, _scale(trace, view), self.deepest)
         image = SiteTensor(rgb, resolutions.at(1), resolutions, trace.from_start())
         return self._scores(image).values.float()
 
     def _composite(self, rgb, yx, view, trace: Trace) -> torch.Tensor:
         """The same with gradients, by whole maps of the view."""
         place = (view.top, view.left, view.height, view.width)
-        window = Window(yx, place, view.full, self.divisor, _scale(trace, view))
+        scale = _scale(trace, view)
+        window = Window(yx, place, view.full, self.divisor, scale, self.deepest)
         image = CompositeTensor(window.image_of(rgb), 1, window, trace.from_start())
         return window.at(self._scores(image).values).float()
 

@@ -89,6 +89,8 @@ class Resolutions:
         scale: (vertical, horizontal), the small image's size over the image's, without padding, in
             (0, 1]. A cell of any stride lies in that cell of the small image's map of the same
             depth that is `scale` times as far from the top left corner.
+        deepest: the largest stride at which cells are computed, in pixels; maps of larger strides
+            are the small image's everywhere. None: all are computed.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Resolutions:
         image: tuple[int, int],
         size: tuple[int, int],
         scale: tuple[float, float],
+        deepest: int | None = None,
     ):
         self.sites, self.image, self.size, self.scale = sites, image, size, scale
+        self.deepest = deepest
         self._cells: dict[int, Cells] = {}
         self._windows: dict[tuple, Windows] = {}
 
@@ -106,6 +110,8 @@ class Resolutions:
         """The active cells of a stride in pixels; a map's last cells may exceed the padding."""
         if stride not in self._cells:
             y, x = self.sites.unbind(1)
+            if self.deepest is not None and stride > self.deepest:
+                y, x = y[:0], x[:0]
             size = (-(-self.size[0] // stride), -(-self.size[1] // stride))
             self._cells[stride] = Cells(y // stride, x // stride, size, stride)
         return self._cells[stride]

@@ -30,6 +30,7 @@ class Window:
         image: (H,W) of the whole image.
         divisor: a multiple of all strides of the network. The window grows to multiples of it.
         scale: (vertical, horizontal), the small image's size over the image's, see `Resolutions`.
+        deepest: the largest stride at which cells are active, see `Resolutions`.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Window:
         image: tuple[int, int],
         divisor: int,
         scale: tuple[float, float],
+        deepest: int | None = None,
     ):
         first, length = view[:2], view[2:]
         shift = tuple(at % divisor for at in first)
         self.first = tuple(at - by for at, by in zip(first, shift))
         self.size = tuple(_up(n + by, divisor) for n, by in zip(length, shift))
-        self.image, self.scale = image, scale
+        self.image, self.scale, self.deepest = image, scale, deepest
         self.padded = tuple(_up(n, divisor) for n in image)
         self.sites = sites + sites.new_tensor(shift)  # in the window that has grown
         mask = torch.zeros(self.size, dtype=torch.bool, device=sites.device)
@@ -60,7 +62,8 @@ class Window:
         if stride not in self._masks:
             height, width = self.cells(stride)
             blocks = self._masks[1].view(height, stride, width, stride)
-            self._masks[stride] = blocks.any(3).any(1)
+            active = self.deepest is None or stride <= self.deepest
+            self._masks[stride] = blocks.any(3).any(1) & active
         return self._masks[stride]
 
     def at(self, maps: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,8 @@ class SiteTensor(PartialTensor):
 
     def like(self, values: torch.Tensor, cells: Cells | None = None) -> SiteTensor:
         """Other values (P,C), at the same cells or at others, without padding."""
-        return SiteTensor(values, cells or self.cells, self.resolutions, self.trace)
+        cells = self.cells if cells is None else cells  # none at all is false in Python
+        return SiteTensor(values, cells, self.resolutions, self.trace)
 
     def with_pad(self, pad: tuple[int, int, int, int]) -> SiteTensor:
         return SiteTensor(self.values, self.cells, self.resolutions, self.trace, pad)

@@ -105,6 +105,7 @@ def check_inputs_are_kept(cfg: CfgNode, resume: bool) -> None:
     for key, path in (
         ("MODEL.SPARSE_REFINE.BASE.WEIGHTS", node.BASE.WEIGHTS),
         ("MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS", node.EXTRACTOR.WEIGHTS),
+        ("MODEL.SPARSE_REFINE.TEACHER.WEIGHTS", node.TEACHER.WEIGHTS),
     ):
         check_not_overwritten(cfg, key, path)
 

@@ -109,7 +109,7 @@ def prediction_tag(cfg: CfgNode, model: torch.nn.Module) -> str:
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.SPARSE_REFINE
-    cfg.MODEL.WEIGHTS = node.BASE.WEIGHTS = node.EXTRACTOR.WEIGHTS = ""
+    cfg.MODEL.WEIGHTS = node.BASE.WEIGHTS = node.EXTRACTOR.WEIGHTS = node.TEACHER.WEIGHTS = ""
     node.COARSE_CACHE = ""
     settings = f"{cfg.INPUT.SCALE} {cfg.INPUT.FORMAT} {cfg.MODEL.dump()}"
     return state_digest(model.state_dict(), settings)

@@ -8,14 +8,17 @@ import logging
 import os
 from dataclasses import dataclass
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 
 from ..base import dense_config
-from ..modeling.contract import refines
+from ..extractors import EXTRACTOR_REGISTRY
+from ..modeling.contract import lookup, refines
 from ..storage.files import write_text
+from .checks import check_not_overwritten
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,8 @@ def stages_of(cfg: CfgNode) -> list[Stage]:
     where it is of the base's architecture, starts from the base.
 
     Raises:
-        KeyError, ValueError: a key of TRAINING that does not exist, or a value of another type.
+        KeyError, ValueError: a key of TRAINING that does not exist or that would make another
+            model, a value of another type, or a network that nothing reads.
     """
     if not refines(cfg) or cfg.MODEL.WEIGHTS:
         return []
@@ -52,23 +56,78 @@ def stages_of(cfg: CfgNode) -> list[Stage]:
         stages.append(_stage(cfg, "BASE", CfgNode(), method.BASE.SCALE, ""))
         start = stages[0].checkpoint
     if method.EXTRACTOR.TRAINING and not method.EXTRACTOR.WEIGHTS:
+        _check_network_is_read(method)
         own = method.EXTRACTOR.MODEL
+        if start and not own and method.BASE.WEIGHTS_PREFIX:
+            raise ValueError(
+                f"{_METHOD}.EXTRACTOR.TRAINING starts from BASE.WEIGHTS, which cannot be read with "
+                "a BASE.WEIGHTS_PREFIX: make a file of the base alone (tools/export_weights.py)"
+            )
         stages.append(_stage(cfg, "EXTRACTOR", own, 1.0, "" if own else start))
     return stages
 
 
+def _check_network_is_read(method: CfgNode) -> None:
+    extractor = lookup(EXTRACTOR_REGISTRY, f"{_METHOD}.EXTRACTOR.NAME", method.EXTRACTOR.NAME)
+    taught = method.LOSS.DISTILLATION_WEIGHT > 0 and not method.TEACHER.WEIGHTS
+    if not (extractor.has_network or taught):
+        raise ValueError(
+            f"{_METHOD}.EXTRACTOR.TRAINING is set, and nothing reads such a network: "
+            f"EXTRACTOR.NAME is {method.EXTRACTOR.NAME!r}"
+        )
+
+
 def _stage(cfg: CfgNode, node: str, overrides: CfgNode, scale: float, start: str) -> Stage:
     key = f"{_METHOD}.{node}"
+    training = cfg.MODEL.SPARSE_REFINE[node].TRAINING
+    # what the model is and sees must be what the refiner runs
+    given = {*training, *(f"INPUT.{name}" for name in training.get("INPUT", {}))}
+    wrong = sorted(given & {"MODEL", "PROJECTS", "OUTPUT_DIR", "INPUT.SCALE", "INPUT.FORMAT"})
+    if wrong:
+        raise ValueError(
+            f"{key}.TRAINING holds {', '.join(wrong)}: such keys hold for the refiner as well, set "
+            "them in the config itself"
+        )
     own = dense_config(cfg, overrides, f"{key}.MODEL")
     own.defrost()
     own.MODEL.WEIGHTS, own.INPUT.SCALE = start, scale
+    own.TEST.EXPECTED_RESULTS = []  # of the refiner
     try:
-        own.merge_from_other_cfg(cfg.MODEL.SPARSE_REFINE[node].TRAINING)
+        own.merge_from_other_cfg(training)
     except (KeyError, ValueError) as error:
         raise type(error)(f"{key}.TRAINING: {error.args[0]}") from error
     own.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, node.lower())
     own.freeze()
     return Stage(node, own)
+
+
+def check_stages(cfg: CfgNode, trainer_class: type[Trainer]) -> None:
+    """What is wrong with the stages or the refiner, before hours of training.
+
+    Raises:
+        ValueError, KeyError, OSError: see `stages_of`; or the refiner cannot be built, has nothing
+            to train or cannot make a step; or a stage would write over a file that is read.
+    """
+    stages = stages_of(cfg)
+    if not stages:
+        return
+    method = cfg.MODEL.SPARSE_REFINE
+    for stage in stages:
+        for node in ("BASE", "EXTRACTOR", "TEACHER"):
+            check_not_overwritten(stage.cfg, f"{_METHOD}.{node}.WEIGHTS", method[node].WEIGHTS)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that it has no weights yet
+    try:
+        model = trainer_class.build_model(cfg)
+        trainer_class.build_optimizer(cfg, model)
+        if method.TEACHER.WEIGHTS:
+            model.teacher.build()
+        model.teacher = None  # has no weights yet, where it is the extractor's network
+        image = torch.randint(256, (3, 128, 128), dtype=torch.uint8)
+        labels = torch.zeros(128, 128, dtype=torch.int64)
+        sum(model.train()([{"image": image, "sem_seg": labels}]).values()).backward()
+    finally:
+        logging.disable(level)
 
 
 def train_stages(
@@ -82,32 +141,23 @@ def train_stages(
     stages = stages_of(cfg)
     if not stages:
         return cfg
-    _check_refiner(cfg, trainer_class)
+    # a checkpoint of the refiner holds all that the stages made
+    refining = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     cfg = cfg.clone()
     cfg.defrost()
     for stage in stages:
         what = "the base" if stage.node == "BASE" else "the extractor's network"
         if resume and os.path.isfile(stage.checkpoint):
             logger.info(f"{what}: {stage.checkpoint} is there")
+        elif refining:
+            continue
         else:
             logger.info(f"Training {what} in {stage.cfg.OUTPUT_DIR}")
             _train(stage.cfg, trainer_class, resume)
         cfg.MODEL.SPARSE_REFINE[stage.node].WEIGHTS = stage.checkpoint
     cfg.freeze()
     _seed(cfg)  # the refiner starts as it does without them
-    if comm.is_main_process():  # what a prediction needs
-        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
     return cfg
-
-
-def _check_refiner(cfg: CfgNode, trainer_class: type[Trainer]) -> None:
-    """Build it once: what is wrong with it is said before hours of training, not after them."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # that it has no weights yet
-    try:
-        trainer_class.build_model(cfg)
-    finally:
-        logging.disable(level)
 
 
 def _train(cfg: CfgNode, trainer_class: type[Trainer], resume: bool) -> None:

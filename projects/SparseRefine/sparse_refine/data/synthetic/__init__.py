@@ -44,7 +44,8 @@ __all__ = [
 ]
 
 GENERATOR_VERSION = "2"
-PLANT_SCALE = 2.5  # pixels of an image a pixel of species.py and plants.py
+# Pixels of an image for each pixel of plants.py and species.py, and of ground.py.
+PLANT_SCALE, GROUND_SCALE = 8, 2
 
 
 def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,9 +70,13 @@ def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.n
     angle = rng.uniform(0, TURN)
     light = np.array([math.cos(angle), math.sin(angle)])  # the way it travels, x, y
 
-    canvas = cv2.merge([*make_soil(rng, height, width, light), np.zeros((height, width), np.uint8)])
+    small = (math.ceil(height / GROUND_SCALE), math.ceil(width / GROUND_SCALE))
+    soil = cv2.merge([*make_soil(rng, *small, light), np.zeros(small, np.uint8)])
+    draw_parts(soil, np.zeros(small, np.uint8), make_litter(rng, *small))
+    size = (small[1] * GROUND_SCALE, small[0] * GROUND_SCALE)
+    canvas = cv2.resize(soil, size, interpolation=cv2.INTER_CUBIC)[:height, :width].copy()
+    canvas[..., 3] = SOIL
     creases = np.zeros((height, width), np.uint8)  # 255 on plants, 0 off them and along creases
-    draw_parts(canvas, creases, make_litter(rng, height, width))
     field = (math.ceil(height / PLANT_SCALE), math.ceil(width / PLANT_SCALE))
     for level, parts in enumerate(make_plants(rng, *field)):
         parts = [enlarged(part, PLANT_SCALE) for part in parts]
