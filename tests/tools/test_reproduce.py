@@ -67,6 +67,19 @@ def test_full_starts_as_low(run, tmp_path):
     assert "--oracle" not in lines[4]
 
 
+def test_a_trained_extractor_starts_as_full(run, tmp_path):
+    _, lines = run("camvid/sparse_refine_trained", "2")
+    assert trained(lines) == [
+        ("dense_low", "2"),
+        ("dense_full", "2"),
+        ("sparse_refine_trained", "2"),
+    ]
+    folder, node = f"{tmp_path}/out/camvid/seed_", "MODEL.SPARSE_REFINE"
+    assert f"{node}.EXTRACTOR.WEIGHTS {folder}2/dense_full/model_final.pth" in lines[2]
+    assert f"OUTPUT_DIR {folder}2/sparse_refine_trained" in lines[2]
+    assert f"{node}.EXTRACTOR.WEIGHTS={folder}{{seed}}/dense_full/" in lines[-1]
+
+
 def test_a_pretrained_extractor_is_not_trained(run, tmp_path):
     _, lines = run("camvid/sparse_refine_pretrained", "0")
     assert trained(lines) == [("dense_low", "0"), ("dense_full", "0")]

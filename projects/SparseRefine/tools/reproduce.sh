@@ -46,7 +46,7 @@ case $table in
     arms+=(sparse_refine_eighth sparse_refine_pointrend sparse_refine_pretrained)
     arms+=(sparse_refine_fast sparse_refine)
     ;;
-  camvid) arms=(dense_low dense_full sparse_refine sparse_refine_pretrained) ;;
+  camvid) arms=(dense_low dense_full sparse_refine sparse_refine_pretrained sparse_refine_trained) ;;
   *) usage ;;
 esac
 case $row in
@@ -85,6 +85,10 @@ train() { # ARM SEED
     */sparse_refine*)
       train "$(base_of "$arm")" "$2"
       options=(MODEL.SPARSE_REFINE.BASE.WEIGHTS "$(weights_of "$(base_of "$arm")" "$2")")
+      if [ "$arm" = sparse_refine_trained ]; then # its network starts as dense full
+        train dense_full "$2"
+        options+=(MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS "$(weights_of dense_full "$2")")
+      fi
       ;;
     */*_full) # starts as the trained model of low resolution
       train "${arm%full}low" "$2"
@@ -103,7 +107,7 @@ add() { # NAME ARM [KEY=VALUE ...]
   if [[ $arm == sparse_refine* ]]; then
     base=("MODEL.SPARSE_REFINE.BASE.WEIGHTS=$(weights_of "$(base_of "$arm")" '{seed}')")
   fi
-  if [ "$arm" = sparse_refine_pretrained ]; then
+  if [[ $arm == sparse_refine_pretrained || $arm == sparse_refine_trained ]]; then
     base+=("MODEL.SPARSE_REFINE.EXTRACTOR.WEIGHTS=$(weights_of dense_full '{seed}')")
   fi
   compared+=(--arm "$name" "$config" "$(weights_of "$arm" '{seed}')" ${base[@]+"${base[@]}"} "$@")

@@ -42,6 +42,7 @@ from .memory import keep_freed_memory
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, with loggers, seed and output folder set up."""
     trust_code = getattr(args, "trust_code", False)  # Detectron2's own parser has no such flag
+    args.config_file = os.path.expanduser(args.config_file)
     cfg = load_config(args.config_file, args.opts, trust_code=trust_code)
     cfg = model_zoo.with_weights_found(cfg)
     check_config_is_kept(args.config_file, cfg)

@@ -52,7 +52,9 @@ def load_weights(path: str, allow_pickle: bool = False) -> dict[str, Any]:
                     f"{objects[1]}, and loading such objects runs whatever code they name: set "
                     "MODEL.ALLOW_PICKLE True if you trust where it comes from"
                 ) from error
-            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}"
+            ) from error
     return unwrapped(content, path)
 
 
