@@ -154,7 +154,7 @@ def test_weights_that_are_missing():
         load_model(config(base=""))
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         load_model(config(f"{NODE}EXTRACTOR.WEIGHTS", "nowhere.pth"))
-    refiner = str(PROJECT / "weights/synthetic_field/sparse_refine.safetensors")
+    refiner = str(PROJECT / "weights/rgbweed/sparse_refine.safetensors")
     with pytest.raises(ValueError, match="does not fit .*Check MODEL.SPARSE_REFINE.EXTRACTOR.WEI"):
         load_model(config(f"{NODE}EXTRACTOR.WEIGHTS", refiner))
 
