@@ -80,7 +80,9 @@ def test_default_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(
         synthetic,
         "generate_field",
-        lambda h, w, seed: made.append((h, w, seed)) or (np.zeros((1, 1, 3), np.uint8),) * 2,
+        lambda h, w, seed, **scales: (
+            made.append((h, w, seed)) or (np.zeros((1, 1, 3), np.uint8),) * 2
+        ),
     )
     datasets.register_builtin(tmp_path)
     train = DatasetCatalog.get("synthetic_field_train")

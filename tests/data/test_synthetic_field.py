@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from sparse_refine.data import reading, register_synthetic_field, synthetic, synthetic_field
+from sparse_refine.data.synthetic_field import SCALES
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -30,7 +31,7 @@ def test_synthetic_images_are_made_once_when_asked_for(tmp_path, monkeypatch):
     assert MetadataCatalog.get("field").image_root == str(folder)
     assert len(dicts) == 2 and len(list(folder.iterdir())) == 4  # no temporary file stays
     for k, found in enumerate(dicts):
-        image, labels = synthetic.generate_field(40, 48, 1_000_000 + k)
+        image, labels = synthetic.generate_field(40, 48, 1_000_000 + k, **SCALES)
         np.testing.assert_array_equal(reading.read_labels(found["sem_seg_file_name"]), labels)
         stored = reading.read_image(found["file_name"])
         assert stored.shape == image.shape and (found["height"], found["width"]) == (40, 48)

@@ -31,6 +31,7 @@ def config(*options, scale=0.5, base=FULL):
         [
             *(f"{NODE}EXTRACTOR.NAME", "PretrainedExtractor", f"{NODE}EXTRACTOR.WEIGHTS", ""),
             *(f"{NODE}EXTRACTOR.TRAINED", "none", f"{NODE}ENSEMBLER.NAME", "RefinedEnsembler"),
+            *(f"{NODE}EXTRACTOR.DEEPEST_STRIDE", 0),
             *(f"{NODE}BASE.WEIGHTS", base, f"{NODE}BASE.SCALE", scale),
             *("MODEL.WEIGHTS", "", f"{NODE}OUTPUT", "logits", "MODEL.DEVICE", "cpu"),
             *options,

@@ -48,6 +48,7 @@ def config(*options, scale=0.25):
             *(f"{NODE}EXTRACTOR.WEIGHTS", FULL, f"{NODE}EXTRACTOR.MODEL", {}),
             *(f"{NODE}TEACHER.WEIGHTS", "", f"{NODE}LOSS.DISTILLATION_WEIGHT", 0.0),
             *(f"{NODE}ENSEMBLER.NAME", "RefinedEnsembler", f"{NODE}LOSS.FUSED_WEIGHT", 0.0),
+            *(f"{NODE}EXTRACTOR.DEEPEST_STRIDE", 0),
             *(f"{NODE}BASE.WEIGHTS", LOW, f"{NODE}BASE.SCALE", scale),
             *(f"{NODE}SELECTOR.FRACTION", 0.3, f"{NODE}SELECTOR.TRAIN_FRACTIONS", []),
             *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *options),

@@ -12,7 +12,7 @@ _MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks for the next ones; elsewhere do nothing.
+    """Ask glibc to keep freed blocks for the next ones, up to 2 GB; elsewhere do nothing.
 
     It gives blocks of more than 32 MB back to the system and gets the next one as fresh pages, that
     are filled with zeros one by one: 10 to 20 % of the refiner's time on images of 8 megapixels,
@@ -22,4 +22,4 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_THRESHOLD, (1 << 31) - 1)
-    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

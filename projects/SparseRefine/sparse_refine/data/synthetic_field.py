@@ -19,6 +19,8 @@ from .registration import register_dataset
 # First seed and number of images; the seeds of two splits never meet.
 SYNTHETIC_SPLITS = {"train": (0, 20), "val": (1_000_000, 4)}
 
+SCALES = {"plant_scale": 8, "ground_scale": 2}  # of generate_field
+
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +100,7 @@ def _load_synthetic(
         start = os.getpid() % len(todo)
         for seed in tqdm(todo[start:] + todo[:start], desc=name, unit="image"):
             if missing(seed):
-                image, labels = synthetic.generate_field(height, width, seed)
+                image, labels = synthetic.generate_field(height, width, seed, **SCALES)
                 image_file, label_file = pairs[seed]
                 save = functools.partial(Image.fromarray(image).save, quality=95, subsampling=0)
                 write_whole(image_file, save)

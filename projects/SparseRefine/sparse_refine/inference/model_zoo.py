@@ -35,7 +35,6 @@ __all__ = [
 _SAME_WEIGHTS = {"rgbweed/sparse_refine_fast": "rgbweed/sparse_refine"}
 # What the yaml files, which are read from the repository's root, put before `weights/`.
 _IN_REPOSITORY = Path("projects", "SparseRefine")
-_BASE_WEIGHTS = "MODEL.SPARSE_REFINE.BASE.WEIGHTS"
 
 
 def names() -> list[str]:
@@ -115,13 +114,17 @@ def find(config_file: str) -> str | None:
 
 
 def with_base_weights(cfg: CfgNode) -> CfgNode:
-    """The config with BASE.WEIGHTS found: a path into projects/SparseRefine/weights, which holds
-    only from the repository's root, becomes one into the zoo.
+    """The config with the weights found that a refiner stands on, its base's, extractor's and
+    teacher's: a path into projects/SparseRefine/weights, which holds only from the repository's
+    root, becomes one into the zoo.
 
     Raises:
         FileNotFoundError: the zoo has no such file.
     """
-    return _with_zoo_path(cfg, _BASE_WEIGHTS, cfg.MODEL.SPARSE_REFINE.BASE.WEIGHTS)
+    for part in ("BASE", "EXTRACTOR", "TEACHER"):
+        key = f"MODEL.SPARSE_REFINE.{part}.WEIGHTS"
+        cfg = _with_zoo_path(cfg, key, cfg.MODEL.SPARSE_REFINE[part].WEIGHTS)
+    return cfg
 
 
 def with_weights_found(cfg: CfgNode) -> CfgNode:

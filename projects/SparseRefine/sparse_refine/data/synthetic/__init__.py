@@ -44,16 +44,18 @@ __all__ = [
 ]
 
 GENERATOR_VERSION = "2"
-# Pixels of an image for each pixel of plants.py and species.py, and of ground.py.
-PLANT_SCALE, GROUND_SCALE = 8, 2
 
 
-def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def generate_field(
+    height: int, width: int, seed: int, plant_scale: int = 1, ground_scale: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one field plot.
 
     Args:
         height, width: size in pixels, at least 1.
         seed: a non-negative integer; each seed is another plot.
+        plant_scale, ground_scale: pixels of the image for each pixel of plants.py and species.py,
+            and of ground.py: how near the camera is.
 
     Returns:
         image: (H, W, 3) uint8, RGB.
@@ -70,18 +72,18 @@ def generate_field(height: int, width: int, seed: int) -> tuple[np.ndarray, np.n
     angle = rng.uniform(0, TURN)
     light = np.array([math.cos(angle), math.sin(angle)])  # the way it travels, x, y
 
-    small = (math.ceil(height / GROUND_SCALE), math.ceil(width / GROUND_SCALE))
+    small = (math.ceil(height / ground_scale), math.ceil(width / ground_scale))
     soil = cv2.merge([*make_soil(rng, *small, light), np.zeros(small, np.uint8)])
     draw_parts(soil, np.zeros(small, np.uint8), make_litter(rng, *small))
-    size = (small[1] * GROUND_SCALE, small[0] * GROUND_SCALE)
+    size = (small[1] * ground_scale, small[0] * ground_scale)
     canvas = cv2.resize(soil, size, interpolation=cv2.INTER_CUBIC)[:height, :width].copy()
     canvas[..., 3] = SOIL
     creases = np.zeros((height, width), np.uint8)  # 255 on plants, 0 off them and along creases
-    field = (math.ceil(height / PLANT_SCALE), math.ceil(width / PLANT_SCALE))
+    field = (math.ceil(height / plant_scale), math.ceil(width / plant_scale))
     for level, parts in enumerate(make_plants(rng, *field)):
-        parts = [enlarged(part, PLANT_SCALE) for part in parts]
+        parts = [enlarged(part, plant_scale) for part in parts]
         offset, sigma = light * (3 + 4 * level), 0.8 + 0.5 * level
-        cast_shadow(canvas, parts, PLANT_SCALE * offset, PLANT_SCALE * sigma)
+        cast_shadow(canvas, parts, plant_scale * offset, plant_scale * sigma)
         draw_parts(canvas, creases, parts)
 
     *planes, labels = cv2.split(canvas)
