@@ -18,6 +18,7 @@ from PIL import Image
 from sparse_refine import SparseRefinePredictor
 from sparse_refine.__main__ import COMMANDS
 from sparse_refine.data.synthetic import CLASS_NAMES, generate_field
+from sparse_refine.data.synthetic_field import SCALES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +103,7 @@ def outside(site, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     for kind in ("images", "labels"):
         (folder / "field" / kind).mkdir(parents=True)
-    image, labels = generate_field(192, 256, seed=5)
+    image, labels = generate_field(384, 512, seed=0, **SCALES)  # as the shipped base knows them
     Image.fromarray(image).save(folder / "photo.png")
     Image.fromarray(image).save(folder / "field" / "images" / "a.png")
     Image.fromarray(labels).save(folder / "field" / "labels" / "a.png")
@@ -145,7 +146,7 @@ def test_import_help_check_and_predictor(outside, site):
         assert code == 0 and f"sparse_refine {name}" in text, text
     labels = np.load(outside.folder / "labels.npy")
     expected = SparseRefinePredictor(MODEL)(outside.folder / "photo.png")["labels"].numpy()
-    assert labels.shape == (192, 256) and (labels == expected).mean() > 0.9999
+    assert labels.shape == (384, 512) and (labels == expected).mean() > 0.9999
 
 
 def test_train_evaluate_and_predict(outside, site):

@@ -78,7 +78,7 @@ print(DatasetCatalog.get("field"))
     assert first == f"{dicts}\n"
     assert len(list(Path(dicts[0]["file_name"]).parent.iterdir())) == 8
     for seed, found in enumerate(dicts):
-        labels = synthetic.generate_field(64, 64, seed)[1]
+        labels = synthetic.generate_field(64, 64, seed, **SCALES)[1]
         np.testing.assert_array_equal(reading.read_labels(found["sem_seg_file_name"]), labels)
     assert not list((tmp_path / "unasked").iterdir())
 

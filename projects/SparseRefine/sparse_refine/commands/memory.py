@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, (1 << 31) - 1)
+    libc.mallopt(_MMAP_THRESHOLD, 3 << 29)
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
