@@ -231,3 +231,9 @@ def test_the_context_of_a_crop_that_was_turned():
     (output,) = coarse([item])
     assert torch.equal(output.context, context.flip(-1))
     assert torch.equal(output.logits, scores.flip(-1))
+
+
+def test_scores_that_are_integers():
+    base = Recorder(torch.randint(-5, 5, (3, 2, 3)))
+    (output,) = coarse_pass(base)([{"image": torch.zeros(3, 4, 6)}])
+    assert output.logits.dtype == torch.float32

@@ -191,7 +191,9 @@ class CoarsePass(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}"
             )
         if self.score_type == "logits" and not self._looked_at:
-            self._refuse_probabilities(scores.float(), max(1e-3, 4 * torch.finfo(scores.dtype).eps))
+            exact = not scores.is_floating_point()
+            precision = 0.0 if exact else torch.finfo(scores.dtype).eps
+            self._refuse_probabilities(scores.float(), max(1e-3, 4 * precision))
         self._looked_at = True
         return to_logits(scores.float(), self.score_type)
 

@@ -146,11 +146,11 @@ class PretrainedExtractor(Extractor):
                 for rgb, yx, view, context in parts
                 if len(yx)
             ]
-            # an empty selection still touches every trained parameter: DDP waits for all
-            nothing = [p.flatten()[:1].sum() for p in model.parameters() if p.requires_grad]
-            return torch.cat([selection.coarse[:0].float(), *logits]) + 0.0 * sum(
-                nothing if train else []
-            )
+            refined = torch.cat([selection.coarse[:0].float(), *logits])
+            if train:  # also an empty selection touches every trained parameter: DDP waits for all
+                trained = (p for p in model.parameters() if p.requires_grad)
+                refined = refined + 0.0 * sum(p.flatten()[:1].sum() for p in trained)
+            return refined
 
     def _sparse(self, rgb, yx, view, trace: Trace) -> torch.Tensor:
         """(P,K) at the sites of one image, computed there alone."""
