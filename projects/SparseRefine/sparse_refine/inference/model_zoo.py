@@ -121,10 +121,16 @@ def with_base_weights(cfg: CfgNode) -> CfgNode:
     Raises:
         FileNotFoundError: the zoo has no such file.
     """
-    for part in ("BASE", "EXTRACTOR", "TEACHER"):
-        key = f"MODEL.SPARSE_REFINE.{part}.WEIGHTS"
-        cfg = _with_zoo_path(cfg, key, cfg.MODEL.SPARSE_REFINE[part].WEIGHTS)
+    for key, path in _stood_on(cfg).items():
+        cfg = _with_zoo_path(cfg, key, path)
     return cfg
+
+
+def _stood_on(cfg: CfgNode) -> dict[str, str]:
+    """Keys and files of the weights that a refiner stands on."""
+    method = cfg.MODEL.SPARSE_REFINE
+    parts = ("BASE", "EXTRACTOR", "TEACHER")
+    return {f"MODEL.SPARSE_REFINE.{part}.WEIGHTS": method[part].WEIGHTS for part in parts}
 
 
 def with_weights_found(cfg: CfgNode) -> CfgNode:
@@ -134,12 +140,7 @@ def with_weights_found(cfg: CfgNode) -> CfgNode:
     Raises:
         FileNotFoundError: as `with_base_weights`.
     """
-    method = cfg.MODEL.SPARSE_REFINE
-    given = {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS} | {
-        f"MODEL.SPARSE_REFINE.{part}.WEIGHTS": method[part].WEIGHTS
-        for part in ("BASE", "EXTRACTOR", "TEACHER")
-    }
-    for key, path in given.items():
+    for key, path in {**_stood_on(cfg), "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS}.items():
         if not Path(path).is_file():
             cfg = _with_zoo_path(cfg, key, path)
     return cfg
